@@ -1,0 +1,138 @@
+"""The options of a stage, section by section: the keys of a recipe and of the command line (`train.learning_rate=1e-5`).
+
+A method's own options (`beta=0.1`) are the keyword arguments of its loss and are not listed here. Defaults live here and nowhere
+below; a field whose docstring starts with a requirement has none. Everything is checked where a recipe is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The policy (or reward model) that is trained or asked."""
+
+    path: str
+    """Required. A Hugging Face folder or hub name."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the weights are loaded in; auto is fp32 on a CPU and for full training, bf16 on a GPU otherwise."""
+    init: Literal["pretrained", "random"] = "pretrained"
+    """random starts from the folder's config.json alone, for pretraining from scratch."""
+    chat_template: str | None = None
+    """A Jinja file or a built-in name (chatml, llama3, gemma, mistral, plain) for a tokenizer without its own template."""
+    checkpointing: bool = False
+    """Recompute each layer in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """The frozen policy a method measures against; read only by methods that have one."""
+
+    path: str | None = None
+    """Another model than the one the training starts from."""
+    cache: bool = False
+    """Compute its log-probs once, keep them on disk, and free its memory."""
+    sync_every: int = 0
+    """Move the reference towards the policy every so many steps (TR-DPO, arXiv 2404.09656); 0 is never."""
+    sync_rate: float = 1.0
+    """reference <- rate * policy + (1 - rate) * reference; 1 copies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters instead of all weights; off while rank is 0."""
+
+    rank: int = 0
+    alpha: float | None = None
+    """Scale of the update; 2 * rank when not given."""
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What is trained on."""
+
+    path: str | list[str]
+    """Required. Files, folders or hub names in any layout of `prefopt data check`."""
+    eval_path: str | list[str] | None = None
+    """Held-out rows; otherwise eval_fraction of the groups of `path`."""
+    eval_fraction: float = 0.0
+    limit: int | None = None
+    """Use only the first rows."""
+    max_length: int | None = None
+    """Longest prompt + completion in tokens; the model's own limit when not given."""
+    truncation: Literal["error", "drop", "prompt_left", "completion_right"] = "error"
+    """What happens to longer rows: refuse, drop the row, cut the prompt's start, or cut the completions' ends."""
+    max_truncated: float = 0.01
+    """Share of rows that may be cut or dropped for their length before the run refuses."""
+    max_lost_eos: float = 0.0
+    """Share of completions that may lose their stop token before the run refuses."""
+    max_dropped: float = 0.01
+    """Share of rows that may be dropped for other reasons (empty, identical) before the run refuses."""
+    pairs: Literal["all", "best_worst"] = "all"
+    """Which pairs a pairwise method takes from a ranking of K > 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The optimization."""
+
+    steps: int | None = None
+    """Optimizer steps; when not given, what `epochs` takes."""
+    epochs: float = 1.0
+    batch_size: int = 32
+    """Prompts per optimizer step, over all ranks."""
+    micro_tokens: int = 16384
+    """Packed positions per forward pass, the memory knob; never changes the result."""
+    learning_rate: float | None = None
+    """When not given, the method's own (prefopt methods NAME)."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: float = 0.05
+    """Steps of linear warm-up, or their share of all steps when below 1."""
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 is no clipping."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 computes in bf16 with fp32 master weights and optimizer state; auto is bf16 on a GPU, fp32 on a CPU."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.95)
+    seed: int = 0
+    eval_every: int = 0
+    """Steps between evaluations on the held-out split; 0 is only at the end."""
+    save_every: int = 0
+    """Steps between checkpoints; 0 is only when interrupted."""
+    keep_best: str | None = None
+    """A held-out metric ("eval/loss", "eval/rewards/accuracies"): the model of its best evaluation is the one kept."""
+    patience: int = 0
+    """Stop after so many evaluations without a better keep_best; 0 is never."""
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    """auto packs prompts and completions as trees where the self-check allows, else pads and says so."""
+    compile: bool = False
+    """torch.compile the layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutSettings:
+    """How completions are sampled."""
+
+    samples: int = 1
+    """Completions per prompt."""
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    engine: Literal["local"] = "local"
+    batch_size: int = 64
+    """Sequences decoded together."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackSettings:
+    """Where metrics go besides metrics.jsonl."""
+
+    to: list[Literal["tensorboard", "trackio", "wandb"]] | Literal["tensorboard", "trackio", "wandb"] | None = None
+    project: str = "prefopt"
