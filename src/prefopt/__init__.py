@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefopt.model.policy import load as load
+    from prefopt.rollout.policy import load as load
     from prefopt.pipeline.api import train as train
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ __all__ = ["__version__", "load", "train"]
 def __getattr__(name: str) -> Any:
     """Import `load` and `train` when they are first asked for."""
     if name == "load":
-        from prefopt.model.policy import load
+        from prefopt.rollout.policy import load
 
         return load
     if name == "train":

@@ -1,0 +1,1 @@
+"""Models: loading, tree attention, fused log-probs, and the reference policy."""

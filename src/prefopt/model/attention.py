@@ -1,0 +1,157 @@
+"""Attention over packed trees, registered with transformers under the name "prefopt_tree".
+
+Any model that looks its attention up by name and hands extra keyword arguments down to it (nearly all decoders of transformers 5)
+gets tree attention without a line of its own: the forward call carries `tree=TreeLayout(...)`, and the layers' own `sliding_window`,
+`softcap` and `sinks` arrive beside it. On a CPU each tree is one small SDPA call, so no work is spent between trees; on CUDA the whole row
+is one FlexAttention call under a block mask made once per batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from prefopt.types import TreeSpan
+
+NAME = "prefopt_tree"
+
+
+class TreeLayout:
+    """Where the trees of a packed row lie, and the masks attention needs, each made once per batch and shared by all layers.
+
+    `calls` counts the layers that used it: a model that ignores the layout leaves it at 0, and must not be trained packed.
+    """
+
+    def __init__(self, spans: Sequence[TreeSpan], device: torch.device) -> None:
+        self.spans, self.device = tuple(spans), device
+        self.calls = 0
+        self._masks: dict[int | None, list[torch.Tensor | None]] = {}
+        self._blocks: dict[int | None, Any] = {}
+
+    def masks(self, window: int | None) -> list[torch.Tensor | None]:
+        """One [L, L] mask a tree (True: may be seen); None where plain causal attention is the same."""
+        if window not in self._masks:
+            self._masks[window] = [tree_mask(span, window, self.device) for span in self.spans]
+        return self._masks[window]
+
+    def block_mask(self, window: int | None) -> Any:
+        """The same rule over the whole row as a FlexAttention block mask."""
+        if window not in self._blocks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            total = self.spans[-1].end
+            self._blocks[window] = create_block_mask(self.rule(window), None, None, total, total, device=str(self.device))
+        return self._blocks[window]
+
+    def rule(self, window: int | None) -> Callable[..., torch.Tensor]:
+        """The visibility rule on positions of the packed row, in FlexAttention's form."""
+        tree_M = torch.cat([torch.full((s.end - s.start,), i) for i, s in enumerate(self.spans)]).to(self.device)
+        branch_M = torch.cat([_branch_numbers(s) for s in self.spans]).to(self.device)
+        position_M = torch.cat([_positions(s) for s in self.spans]).to(self.device)
+
+        def visible(_b: Any, _h: Any, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+            same = (tree_M[i] == tree_M[j]) & (j <= i) & ((branch_M[j] == 0) | (branch_M[j] == branch_M[i]))
+            return same if window is None else same & (position_M[i] - position_M[j] < window)
+
+        return visible
+
+
+def tree_mask(span: TreeSpan, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Who sees whom inside one tree, [L, L] bool; None if that is plain causal attention."""
+    if len(span.branches) == 1 and (window is None or window >= span.end - span.start):
+        return None
+    branch_L, position_L = _branch_numbers(span).to(device), _positions(span).to(device)
+    index_L = torch.arange(len(branch_L), device=device)
+    seen = (index_L[None] <= index_L[:, None]) & ((branch_L[None] == 0) | (branch_L[None] == branch_L[:, None]))
+    return seen if window is None else seen & (position_L[:, None] - position_L[None] < window)
+
+
+def _branch_numbers(span: TreeSpan) -> torch.Tensor:
+    """0 for the prompt, k + 1 for branch k, at every position of a tree."""
+    return torch.repeat_interleave(torch.tensor([span.prompt, *span.branches]))
+
+
+def _positions(span: TreeSpan) -> torch.Tensor:
+    return torch.cat([torch.arange(span.prompt), *(torch.arange(span.prompt, span.prompt + n) for n in span.branches)])
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    tree: TreeLayout | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of queries [1, H, M, D] over a packed row; returns [1, M, H, D] as transformers expects.
+
+    Raises:
+        RuntimeError: the model does not hand `tree` down, or uses attention sinks; the self-check then takes the padded path.
+    """
+    if tree is None or s_aux is not None:
+        raise RuntimeError("this model's attention cannot take a tree")
+    tree.calls += 1
+    key, value = (repeat_kv(t, getattr(module, "num_key_value_groups", 1)) for t in (key, value))
+    if query.is_cuda:
+        return _flex(query, key, value, tree, scaling, sliding_window, softcap).transpose(1, 2), None
+    attend = F.scaled_dot_product_attention if softcap is None else _softcapped(softcap)
+    outputs = []
+    for span, mask in zip(tree.spans, tree.masks(sliding_window), strict=True):
+        q, k, v = (t[:, :, span.start : span.end] for t in (query, key, value))
+        outputs.append(attend(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _softcapped(softcap: float) -> Callable[..., torch.Tensor]:
+    """Attention whose scores are capped at +-softcap (Gemma 2), written out because SDPA has none."""
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, attn_mask: Any, is_causal: bool, scale: float | None) -> torch.Tensor:
+        scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = softcap * torch.tanh(scores / softcap)
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril() if is_causal else attn_mask
+        return scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+    return attend
+
+
+def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tree: TreeLayout, scale: Any, window: Any, softcap: Any) -> torch.Tensor:
+    """The whole row in one FlexAttention call."""
+
+    def capped(score: torch.Tensor, *_: Any) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return _compiled_flex()(q, k, v, score_mod=capped if softcap else None, block_mask=tree.block_mask(window), scale=scale)
+
+
+def _compiled_flex(_cache: list[Any] = []) -> Any:  # noqa: B006 - one compiled kernel for the process
+    if not _cache:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        _cache.append(torch.compile(flex_attention, dynamic=True))
+    return _cache[0]
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, `model` attends over trees; outside it is as it was (generation and the padded path need its own attention)."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)

@@ -1,0 +1,75 @@
+"""One forward pass: hidden states of a batch in either layout, then log-probs of scored tokens or scores of sequences.
+
+    packed:  hidden[M] = backbone(ids, positions, tree)            padded:  hidden[M] = backbone(ids, mask)
+    logps_T = log-prob of target_T at hidden[source_T]             scores_S = score head at hidden[last_S]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from prefopt.errors import ModelError
+from prefopt.model.attention import TreeLayout
+from prefopt.model.logprobs import Head, TokenStats, token_logps
+from prefopt.types import Batch
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The transformers model inside wrappers (peft, DDP, torch.compile)."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
+    """Last hidden states [M, D] of every position of the batch.
+
+    A packed batch needs `packed_attention(model)` around it.
+
+    Raises:
+        RuntimeError: the model takes no tree (raised by the attention, or here when no layer used it).
+    """
+    backbone = base_of(model).base_model
+    if batch.spans is None:
+        mask = None if batch.mask_BC is None or bool(batch.mask_BC.all()) else batch.mask_BC
+        return backbone(input_ids=batch.ids_BC, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
+    layout = TreeLayout(batch.spans, batch.ids_BC.device)
+    out = backbone(input_ids=batch.ids_BC, position_ids=batch.positions_BC, use_cache=False, tree=layout)
+    if layout.calls == 0:
+        raise RuntimeError("this model ignores the tree")
+    return out.last_hidden_state.flatten(0, 1)
+
+
+def head_of(model: Any) -> Head:
+    """The output head of a causal LM and what its model does to the logits.
+
+    Raises:
+        ModelError: the model has no linear output head.
+    """
+    base = base_of(model)
+    linear = base.get_output_embeddings()
+    if linear is None or not hasattr(linear, "weight") or hasattr(linear, "lora_A"):
+        raise ModelError(f"{type(base).__name__} has no plain linear output head", fix="leave lm_head out of lora.targets")
+    config = base.config
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def policy_logps(model: Any, batch: Batch, *, stats: bool = False) -> TokenStats:
+    """Log-probs [T] of the batch's scored tokens, float32."""
+    hidden = hidden_states(model, batch)
+    return token_logps(hidden[batch.source_T], batch.target_T, head_of(model), stats=stats)
+
+
+def reward_scores(model: Any, batch: Batch) -> torch.Tensor:
+    """Scores [S] read at the last token of every sequence, float32."""
+    hidden = hidden_states(model, batch)[batch.last_S]
+    return base_of(model).score(hidden)[:, 0].float()
+
+
+def step_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits [J] of a process reward model at the labelled step ends, float32."""
+    hidden = hidden_states(model, batch)[batch.step_index_J]
+    return base_of(model).score(hidden)[:, 0].float()

@@ -1,0 +1,125 @@
+"""Models and tokenizers from Hugging Face folders or hub names, and the precise word on why one cannot be used."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from prefopt.errors import ModelError
+from prefopt.settings import ModelSettings
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json")
+
+
+def device() -> torch.device:
+    """The accelerator of this process, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer: {_first_line(error)}", where=path, fix="put tokenizer.json beside config.json") from error
+
+
+def load_config(path: str) -> Any:
+    """The model's config.
+
+    Raises:
+        ModelError: no such folder, no config, or an unknown architecture.
+    """
+    folder = Path(path)
+    if folder.exists() and not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise ModelError("this folder holds no config.json", where=path, fix="model.path must be a Hugging Face model folder or hub name")
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        fix = "check the path; a name that is not a folder is looked up on the hub"
+        raise ModelError(f"cannot read the model's config: {_first_line(error)}", where=path, fix=fix) from error
+
+
+def is_reward_model(config: Any) -> bool:
+    """Whether the folder holds a sequence-classification model."""
+    return any("SequenceClassification" in name for name in (config.architectures or ()))
+
+
+def load_causal(settings: ModelSettings, *, seed: int = 0) -> PreTrainedModel:
+    """A causal LM with its weights, or freshly initialised from `seed` when `settings.init` says so."""
+    return _load(AutoModelForCausalLM, settings, seed)
+
+
+def load_scorer(settings: ModelSettings, *, seed: int = 0) -> PreTrainedModel:
+    """A sequence-classification model with one output; started from a causal LM its score head is drawn from `seed`."""
+    return _load(AutoModelForSequenceClassification, settings, seed, num_labels=1)
+
+
+def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTrainedModel:
+    config = load_config(settings.path)
+    dtype = _dtype(settings)
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        if settings.init == "random":
+            for key, value in extra.items():
+                setattr(config, key, value)
+            model = auto.from_config(config, dtype=dtype)
+        else:
+            _require_weights(settings.path)
+            try:
+                model = auto.from_pretrained(settings.path, dtype=dtype, **extra)
+            except (OSError, ValueError, RuntimeError) as error:
+                fix = "check the folder, or start from scratch with model.init=random"
+                raise ModelError(f"cannot load the weights: {_first_line(error)}", where=settings.path, fix=fix) from error
+    model.requires_grad_(True)
+    silence_dropout(model)
+    return model.to(device())
+
+
+def silence_dropout(model: torch.nn.Module) -> None:
+    """Turn every dropout of a pretrained model off, in training mode too: log-ratios must not carry its noise."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _require_weights(path: str) -> None:
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).exists() for name in WEIGHTS):
+        what = "this folder holds a config but no weights (model.safetensors)"
+        raise ModelError(what, where=path, fix="copy the weights there, or start from scratch with model.init=random")
+
+
+def _dtype(settings: ModelSettings) -> torch.dtype:
+    if settings.dtype == "bf16":
+        return torch.bfloat16
+    if settings.dtype == "auto" and device().type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+class _quiet:
+    """No transformers warnings about heads that are new on purpose."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]

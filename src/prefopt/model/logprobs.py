@@ -1,0 +1,129 @@
+"""Log-probs of chosen tokens straight from hidden states: no [tokens, vocabulary] tensor ever lives.
+
+    logp_t = z_t[y_t] - log sum_v exp z_t[v],     z_t = cap(scale * (W h_t + b)),     cap(z) = c tanh(z / c)
+
+The head runs in chunks of tokens; the backward pass computes each chunk's logits again instead of keeping them. Everything after the
+matrix product is float32 (float64 for float64 inputs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
+"""Logits computed at once: on a CPU what its cache holds, on a GPU what fills it."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head: `weight` [V, D], `bias` [V] or None, and what the model does to its logits."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [n, V] of hidden states [n, D], float32 or wider."""
+        z = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        z = z if z.dtype == torch.float64 else z.float()
+        z = z * self.scale if self.scale != 1.0 else z
+        return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
+
+
+class TokenStats(NamedTuple):
+    """Per scored token: its log-prob; where asked, the entropy of its distribution and log sum_v p_v^2 (both without gradient)."""
+
+    logps_T: torch.Tensor
+    entropy_T: torch.Tensor | None = None
+    collision_T: torch.Tensor | None = None
+
+
+def token_logps(hidden_TD: torch.Tensor, target_T: torch.Tensor, head: Head, *, stats: bool = False, chunk: int | None = None) -> TokenStats:
+    """Log-probs [T] of `target_T` under the head's distribution at each hidden state [T, D].
+
+    Args:
+        hidden_TD: the hidden state that predicts each token.
+        target_T: the token ids.
+        head: the output head.
+        stats: also compute entropy and collision, without gradient.
+        chunk: tokens per chunk; by default what CHUNK_LOGITS allows.
+    """
+    chunk = chunk or max(16, CHUNK_LOGITS.get(hidden_TD.device.type, 1 << 22) // head.weight.shape[0])
+    logps_T, entropy_T, collision_T = _LinearLogps.apply(hidden_TD, target_T, head.weight, head.bias, head, stats, chunk)
+    return TokenStats(logps_T, entropy_T, collision_T) if stats else TokenStats(logps_T)
+
+
+def token_logps_plain(hidden_TD: torch.Tensor, target_T: torch.Tensor, head: Head) -> TokenStats:
+    """The readable form of `token_logps`, and its oracle."""
+    logps_TV = head.logits(hidden_TD).log_softmax(-1)
+    return TokenStats(
+        logps_TV.gather(1, target_T[:, None])[:, 0],
+        torch.special.entr(logps_TV.exp()).sum(-1).detach(),
+        (2 * logps_TV).logsumexp(-1).detach(),
+    )
+
+
+class _LinearLogps(torch.autograd.Function):
+    """The chunked head and its backward: d logp / d z = onehot(y) - softmax(z)."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, target: Any, weight: Any, bias: Any, head: Head, stats: bool, chunk: int) -> Any:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        logps, lse = (torch.empty(len(target), dtype=wide, device=hidden.device) for _ in range(2))
+        entropy, collision = (torch.empty_like(logps) if stats else None for _ in range(2))
+        for part in _slices(len(target), chunk):
+            z = head.logits(hidden[part])
+            lse[part] = z.logsumexp(-1)
+            logps[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
+            if entropy is not None and collision is not None:
+                log_p = z.sub_(lse[part, None])
+                collision[part] = (2 * log_p).logsumexp(-1)
+                entropy[part] = torch.special.entr(log_p.exp()).sum(-1)
+        ctx.save_for_backward(hidden, target, weight, bias, lse)
+        ctx.head, ctx.chunk = head, chunk
+        if entropy is not None and collision is not None:
+            ctx.mark_non_differentiable(entropy, collision)
+        return logps, entropy, collision
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        hidden, target, weight, bias, lse = ctx.saved_tensors
+        head = Head(weight, bias, ctx.head.scale, ctx.head.softcap)
+        wants_hidden, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
+        d_hidden = torch.empty_like(hidden) if wants_hidden else None
+        d_weight = torch.zeros_like(weight, dtype=lse.dtype) if wants_weight else None
+        d_bias = torch.zeros_like(bias, dtype=lse.dtype) if wants_bias else None
+        for part in _slices(len(target), ctx.chunk):
+            dz = _logit_gradient(head, hidden[part], target[part], lse[part], grads[0][part]).to(hidden.dtype)
+            if d_hidden is not None:
+                d_hidden[part] = dz @ weight
+            if d_weight is not None:
+                d_weight += dz.T @ hidden[part]
+            if d_bias is not None:
+                d_bias += dz.sum(0)
+        return (
+            d_hidden,
+            None,
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None if d_bias is None else d_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _logit_gradient(head: Head, hidden: torch.Tensor, target: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+    """Gradient [n, V] before cap and scale, from logits computed anew."""
+    z = head.logits(hidden)
+    slope = head.scale * (1 - (z / head.softcap) ** 2) if head.softcap else head.scale
+    dz = z.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
+    dz.scatter_add_(1, target[:, None], grad[:, None].to(dz.dtype))
+    return dz * slope if head.softcap or head.scale != 1.0 else dz
+
+
+def _slices(total: int, chunk: int) -> list[slice]:
+    return [slice(at, min(at + chunk, total)) for at in range(0, total, chunk)]

@@ -1,0 +1,197 @@
+"""The reference policy: a frozen copy, the policy with its adapter off, a slowly following copy (TR-DPO), or log-probs kept on disk.
+
+Each answers one question, `logps(batch) -> [T]`: the log-probs of the batch's scored tokens, without gradient.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from prefopt.model.forward import base_of, policy_logps
+from prefopt.types import Batch, TokenTree
+
+
+class Reference(Protocol):
+    """What the loop asks of a reference."""
+
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """Log-probs [T] of the batch's scored tokens, float32, no gradient."""
+        ...
+
+    def sync(self, policy: Any, rate: float) -> None:
+        """Move towards the policy: reference <- rate * policy + (1 - rate) * reference (TR-DPO, arXiv 2404.09656)."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint must keep of it: nothing, unless it follows the policy."""
+        ...
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `state` gave."""
+        ...
+
+
+class FrozenReference:
+    """A second model in memory."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self._moved = False
+
+    @torch.no_grad()
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """See `Reference`."""
+        return policy_logps(self.model, batch).logps_T
+
+    @torch.no_grad()
+    def sync(self, policy: Any, rate: float) -> None:
+        """See `Reference`."""
+        self._moved = True
+        for mine, theirs in zip(self.model.parameters(), base_of(policy).parameters(), strict=True):
+            _lerp(mine, theirs, rate)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The weights, once they have moved."""
+        return dict(self.model.named_parameters()) if self._moved else {}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """See `Reference`."""
+        self._moved = bool(state)
+        for name, weight in self.model.named_parameters() if state else ():
+            weight.copy_(state[name])
+
+
+class AdapterReference:
+    """The policy's own weights with the adapter off, or with an older copy of the adapter once it has been synced."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._adapter: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """See `Reference`."""
+        with self._swapped() if self._adapter else self.model.disable_adapter():
+            return policy_logps(self.model, batch).logps_T
+
+    @torch.no_grad()
+    def sync(self, policy: Any, rate: float) -> None:
+        """See `Reference`; before the first sync the reference's adapter is the fresh one, whose update is zero."""
+        current = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        if not self._adapter:
+            self._adapter = {name: torch.zeros_like(p) if "lora_B" in name else p.detach().clone() for name, p in current.items()}
+        for name, p in current.items():
+            _lerp(self._adapter[name], p, rate)
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        trained = {name: p for name, p in self.model.named_parameters() if name in self._adapter}
+        kept = {name: p.data for name, p in trained.items()}
+        for name, p in trained.items():
+            p.data = self._adapter[name]
+        try:
+            yield
+        finally:
+            for name, p in trained.items():
+                p.data = kept[name]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The synced adapter, if any."""
+        return dict(self._adapter)
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """See `Reference`."""
+        self._adapter = {name: tensor.clone() for name, tensor in state.items()}
+
+
+class CachedReference:
+    """Log-probs computed once and kept on disk; `index_P` of a batch says which rows it holds."""
+
+    def __init__(self, rows: Mapping[int, np.ndarray]) -> None:
+        self.rows = rows
+
+    def logps(self, batch: Batch) -> torch.Tensor:
+        """See `Reference`."""
+        found = np.concatenate([self.rows[int(i)] for i in batch.index_P])
+        return torch.from_numpy(found).to(batch.source_T.device)
+
+    def sync(self, policy: Any, rate: float) -> None:
+        """A cache cannot move.
+
+        Raises:
+            RuntimeError: always; options are checked before a run starts.
+        """
+        raise RuntimeError("a cached reference cannot follow the policy")
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Nothing: the file on disk is the state."""
+        return {}
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Nothing to take back."""
+
+
+def _lerp(mine: torch.Tensor, theirs: torch.Tensor, rate: float) -> None:
+    """Interpolate in float32 whatever the weights' dtype; rate 1 copies exactly."""
+    mine.copy_(theirs if rate == 1.0 else torch.lerp(mine.float(), theirs.detach().float(), rate))
+
+
+# --- the cache on disk ----------------------------------------------------------------------------------------------
+
+
+def cache_key(model: Any, trees: Sequence[TokenTree]) -> str:
+    """A hash of everything that changes the log-probs: weights, their dtype, the architecture, and every token with its mask.
+
+    Token ids stand for tokenizer, template, data and truncation at once.
+    """
+    digest = hashlib.sha256(base_of(model).config.to_json_string(use_diff=False).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(f"{name}:{weight.dtype}:{tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data if weight.ndim else repr(weight.item()).encode())
+    for tree in trees:
+        digest.update(f"{tree.index}:{len(tree.prompt)}".encode() + tree.prompt.tobytes())
+        for branch in tree.branches:
+            digest.update(branch.ids.tobytes() + b"|" + np.packbits(branch.scored).tobytes())
+    return digest.hexdigest()
+
+
+def cached_reference(
+    model: Any, trees: Sequence[TokenTree], micros: Sequence[Sequence[TokenTree]], lay_out: Callable[[Sequence[TokenTree]], Batch]
+) -> CachedReference:
+    """Read the reference's log-probs of `trees` from disk, or compute and keep them.
+
+    Args:
+        model: the reference.
+        trees: every tree of training and held-out data, with distinct `index`.
+        micros: the same trees cut into forward passes.
+        lay_out: makes the batch of one forward pass, on the model's device.
+    """
+    folder = Path(os.environ.get("PREFOPT_CACHE") or Path.home() / ".cache" / "prefopt") / "reference"
+    path = folder / f"{cache_key(model, trees)}.safetensors"
+    if not path.exists():
+        rows: dict[str, np.ndarray] = {}
+        for micro in micros:
+            rows |= {str(tree.index): logps for tree, logps in zip(micro, _by_tree(model, lay_out(micro)), strict=True)}
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file(rows, partial)
+        partial.rename(path)
+    return CachedReference({int(index): logps for index, logps in load_file(path).items()})
+
+
+@torch.no_grad()
+def _by_tree(model: Any, batch: Batch) -> list[np.ndarray]:
+    """The batch's log-probs, one array a tree."""
+    logps_T = policy_logps(model, batch).logps_T.cpu()
+    sizes = torch.zeros(len(batch.index_P), dtype=torch.long).index_add_(0, batch.prompt_S.cpu(), batch.length_S.cpu())
+    return [part.numpy().copy() for part in logps_T.split(sizes.tolist())]

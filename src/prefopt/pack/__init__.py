@@ -1,0 +1,1 @@
+"""From token trees to batches: packed rows, positions, and the flat columns losses read."""

@@ -1,0 +1,69 @@
+"""Which trees an optimizer step reads, in which order, and how they are cut into forward passes.
+
+Everything is a pure function of (seed, step), so a resumed run reads what the uninterrupted one would have read, and nothing about
+micro-batches or ranks changes which rows a step holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prefopt.types import TokenTree
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The order of rows: every epoch is a fresh permutation, the last step of an epoch takes what is left."""
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that read every row once."""
+        return math.ceil(self.rows / self.batch_size)
+
+    def step(self, step: int) -> list[int]:
+        """The rows of optimizer step `step` (0-based)."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        return [int(i) for i in order[at * self.batch_size : (at + 1) * self.batch_size]]
+
+
+def share(items: Sequence[TokenTree], rank: int, world_size: int) -> list[TokenTree]:
+    """The trees of a step that one rank reads."""
+    return list(items[rank::world_size])
+
+
+def micro_batches(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool = False) -> list[list[TokenTree]]:
+    """Cut a step's trees into forward passes of at most `micro_tokens` computed positions (a larger tree stands alone).
+
+    Trees are taken from long to short so that padded rows waste little and a pass that would not fit shows at once.
+    """
+    bins: list[list[TokenTree]] = []
+    cost = 0
+    for tree in sorted(trees, key=lambda t: (-longest(t), t.index)):
+        extra = len(tree.branches) * (longest(bins[-1][0]) if bins else 0) if padded else tree.packed_tokens
+        if bins and cost + extra <= micro_tokens:
+            bins[-1].append(tree)
+            cost += extra
+        else:
+            bins.append([tree])
+            cost = len(tree.branches) * longest(tree) if padded else tree.packed_tokens
+    return bins
+
+
+def longest(tree: TokenTree) -> int:
+    """Tokens of the tree's longest sequence."""
+    return len(tree.prompt) + max(len(b.ids) for b in tree.branches)
+
+
+def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
+    """Each prompt with the next tree's first completion: KTO's estimate of the KL term (arXiv 2402.01306, section 4.1)."""
+    others = [*trees[1:], trees[0]]
+    return [replace(tree, branches=other.branches[:1]) for tree, other in zip(trees, others, strict=True)]
