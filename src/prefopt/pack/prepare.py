@@ -1,0 +1,130 @@
+"""From the data section of a recipe to token trees: read, fit to the method, tokenize, cut, part, and account for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prefopt.data.formats import closest, renaming
+from prefopt.data.preflight import FITS, SEEN_PROMPT, TIE, TOO_LONG, Preflight, Renderer, kind_of
+from prefopt.data.read import read
+from prefopt.data.split import overlap, split
+from prefopt.data.truncate import truncate
+from prefopt.errors import DataError
+from prefopt.settings import DataSettings
+from prefopt.types import Example, TokenTree
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The trees to train on and those held out, and the account of how they came about."""
+
+    train: list[TokenTree]
+    heldout: list[TokenTree]
+    preflight: Preflight
+
+
+def prepare(settings: DataSettings, renderer: Renderer, *, data: str, max_length: int | None, seed: int) -> Prepared:
+    """Everything between `data.path` and the first batch.
+
+    Args:
+        settings: the data section.
+        renderer: the model's.
+        data: what the method learns from (`Method.data`).
+        max_length: the model's longest sequence in tokens, None where it has none.
+        seed: of the split into training and held-out rows.
+
+    Raises:
+        DataError: rows that cannot be read or do not fit the method, or data beyond a bound of the preflight.
+    """
+    preflight = Preflight(renderer, _limit(settings.max_length, max_length))
+    train = _trees(settings.path, 0, settings, data, preflight)
+    heldout: list[TokenTree] = []
+    if settings.eval_path is not None:
+        heldout = _trees(settings.eval_path, len(train), settings, data, preflight)
+    elif settings.eval_fraction:
+        train, heldout = split(train, settings.eval_fraction, seed)
+    for where in overlap(train, heldout):
+        preflight.note(SEEN_PROMPT, where)
+    preflight.kept.update(train=len(train), heldout=len(heldout))
+    preflight.enforce(settings)
+    return Prepared(train, heldout, preflight)
+
+
+def _limit(asked: int | None, model: int | None) -> int | None:
+    if asked is not None and model is not None and asked > model:
+        raise DataError(
+            f"data.max_length={asked} is beyond the model's longest sequence, {model}", fix=f"set data.max_length={model} or less"
+        )
+    if asked is not None and asked < 2:
+        raise DataError(f"data.max_length={asked} leaves no room for a prompt and an answer", fix="set it to the longest prompt + answer")
+    return model if asked is None else asked
+
+
+def _trees(path: str | list[str], start: int, settings: DataSettings, data: str, preflight: Preflight) -> list[TokenTree]:
+    """The kept trees of `path`, their indices counting from `start`."""
+    renderer = preflight.renderer
+    assert renderer is not None
+    kept: list[TokenTree] = []
+    for whole in renderer.trees(_admitted(path, settings.limit, data, preflight)):
+        was = _score_all(whole) if data == "text" else whole
+        preflight.measure(was)
+        tree: TokenTree | None = was
+        if settings.truncation != "error" and preflight.max_length is not None:
+            tree = truncate(was, preflight.max_length, settings.truncation, bos_id=renderer.tokenizer.bos_token_id)
+        if tree is None:
+            preflight.drop(TOO_LONG, was.where)
+        elif preflight.keep(was, tree):
+            kept.append(replace(tree, index=start + len(kept)))
+    return kept
+
+
+def _admitted(path: str | Sequence[str], limit: int | None, data: str, preflight: Preflight) -> Iterator[Example]:
+    """The rows fit for the method, as it reads them."""
+    for example in read(path, limit=limit):
+        fitted = fit(example, data)
+        if not preflight.admit(fitted):
+            continue
+        ranks = {completion.rank for completion in fitted.completions}
+        if data in ("pairs", "rankings", "labels") and ranks == {0}:
+            preflight.drop(TIE, example.where)
+        else:
+            yield fitted
+
+
+def fit(example: Example, data: str) -> Example:
+    """The row as a method of this data kind reads it.
+
+    Raises:
+        DataError: the row teaches something else; names the methods it fits.
+    """
+    kind = kind_of(example)
+    if kind not in FITS[data]:
+        raise _misfit(example, kind, data)
+    if data == "demonstrations" and kind in ("pairs", "rankings"):
+        return replace(example, completions=tuple(c for c in example.completions if c.rank == 0))
+    if data == "labels" and kind == "pairs":
+        return replace(example, completions=tuple(replace(c, label=c.rank == 0) for c in example.completions))
+    return example
+
+
+def _misfit(example: Example, kind: str, data: str) -> DataError:
+    from prefopt.losses.methods import METHODS
+
+    methods = [name for name, method in METHODS.items() if kind in FITS[method.data]]
+    fix = f"methods that fit: {', '.join(methods[:6])}{', ...' if len(methods) > 6 else ''}" if methods else ""
+    if kind == "prompts":
+        layout, mapping = closest(["prompt", *example.meta])
+        rename = renaming(mapping)
+        fix = f"perhaps {rename} (layout: {layout.name})" if rename else "sample completions first (kind: sample)"
+    return DataError(f"the row is of the kind '{kind}', the method learns from '{data}'", where=example.where, fix=fix)
+
+
+def _score_all(tree: TokenTree) -> TokenTree:
+    """Every token of a one-answer row scored but the first, which nothing predicts."""
+    (branch,) = tree.branches
+    ids = np.concatenate([tree.prompt, branch.ids])
+    scored = np.ones(len(ids) - 1, dtype=np.bool_)
+    return replace(tree, prompt=ids[:1], branches=(replace(branch, ids=ids[1:], scored=scored),))
