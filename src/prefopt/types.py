@@ -14,7 +14,7 @@ Dtypes: token ids and indices int64, masks bool, log-probs, scores, losses and a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,6 +46,17 @@ class Message:
 
 Text = str | tuple[Message, ...]
 """A string is used as it stands; messages go through the chat template."""
+
+
+def as_text(value: str | Iterable[Message | Mapping[str, Any]]) -> Text:
+    """A string as it is; messages, or the dicts chat templates read, as a tuple of `Message`."""
+    if isinstance(value, str):
+        return value
+    return tuple(m if isinstance(m, Message) else _message(**m) for m in value)
+
+
+def _message(role: str, content: str | None = None, **extra: Any) -> Message:
+    return Message(role, content or "", extra)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

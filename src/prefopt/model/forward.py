@@ -1,7 +1,7 @@
 """One forward pass: hidden states of a batch in either layout, then log-probs of scored tokens or scores of sequences.
 
-    packed:  hidden[M] = backbone(ids, positions, tree)            padded:  hidden[M] = backbone(ids, mask)
-    logps_T = log-prob of target_T at hidden[source_T]             scores_S = score head at hidden[last_S]
+packed:  hidden[M] = backbone(ids, positions, tree)            padded:  hidden[M] = backbone(ids, mask)
+logps_T = log-prob of target_T at hidden[source_T]             scores_S = score head at hidden[last_S]
 """
 
 from __future__ import annotations

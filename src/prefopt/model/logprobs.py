@@ -42,7 +42,9 @@ class TokenStats(NamedTuple):
     collision_T: torch.Tensor | None = None
 
 
-def token_logps(hidden_TD: torch.Tensor, target_T: torch.Tensor, head: Head, *, stats: bool = False, chunk: int | None = None) -> TokenStats:
+def token_logps(
+    hidden_TD: torch.Tensor, target_T: torch.Tensor, head: Head, *, stats: bool = False, chunk: int | None = None
+) -> TokenStats:
     """Log-probs [T] of `target_T` under the head's distribution at each hidden state [T, D].
 
     Args:

@@ -60,5 +60,3 @@ def _check_head(base: Any, padded: Any, own: torch.Tensor, tolerance: float) -> 
     if not difference <= tolerance:
         what = f"log-probs of the fused head differ from {type(base).__name__}'s own logits by {difference:.2g}"
         raise ModelError(what, fix="this architecture changes its logits in a way prefopt does not know; please report it")
-
-

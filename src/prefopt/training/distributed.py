@@ -1,0 +1,85 @@
+"""Several processes as one: started by torchrun or `accelerate launch`, gradients added, counts added, weights asserted equal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+
+import torch
+import torch.distributed as dist
+
+from prefopt.errors import TrainingError
+
+
+def start() -> None:
+    """Join the process group when a launcher set WORLD_SIZE (nccl on CUDA, gloo on a CPU)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def add_up(counts: Mapping[str, float]) -> dict[str, float]:
+    """The same counts summed over all ranks."""
+    if world_size() == 1:
+        return dict(counts)
+    names = sorted(counts)
+    total = torch.tensor([float(counts[name]) for name in names], dtype=torch.float64, device=_device())
+    dist.all_reduce(total)
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
+    """Sum every parameter's gradient over the ranks: losses are already divided by the denominator of the whole step."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad)
+
+
+def assert_same(parameters: Iterable[torch.Tensor]) -> None:
+    """Every rank must hold the same weights.
+
+    Raises:
+        TrainingError: they differ.
+    """
+    if world_size() == 1:
+        return
+    mine = torch.stack([p.detach().double().abs().sum() for p in parameters]).to(_device())
+    others = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(others, mine)
+    if not all(torch.equal(mine, other) for other in others):
+        raise TrainingError("the ranks hold different weights", fix="give every rank the same model.path and train.seed")
+
+
+def wait() -> None:
+    """Until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether any rank says so (all ranks must stop at the same step)."""
+    return add_up({"flag": float(flag)})["flag"] > 0
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

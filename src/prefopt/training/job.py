@@ -1,0 +1,67 @@
+"""What a training step works with: the model, the method, the reference, and one forward pass over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefopt.losses.columns import View
+from prefopt.losses.methods import Method
+from prefopt.losses.reduce import count
+from prefopt.model.forward import policy_logps, reward_scores, step_logits
+from prefopt.model.reference import Reference
+from prefopt.pack.plan import micro_batches, share
+from prefopt.training import distributed
+from prefopt.training.optim import Optimizer
+from prefopt.types import Batch, Stat, TokenTree
+
+
+@dataclass
+class Job:
+    """A method with its options on a model; `shift` (BCO's running mean rewards) is all that changes besides the weights."""
+
+    method: Method
+    options: Mapping[str, Any]
+    mix: Mapping[str, float]
+    model: Any
+    optimizer: Optimizer
+    reference: Reference | None
+    lay_out: Callable[[Sequence[TokenTree]], Batch]
+    micro_tokens: int
+    padded: bool = False
+    shift: dict[str, Stat] = field(default_factory=dict)
+
+    def batches(self, trees: Sequence[TokenTree]) -> list[Batch]:
+        """This rank's share of the trees, cut into forward passes."""
+        mine = share(trees, distributed.rank(), distributed.world_size())
+        return [self.lay_out(micro) for micro in micro_batches(mine, self.micro_tokens, padded=self.padded)]
+
+    def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Denominators: how many of each unit the whole step holds over all ranks; and its positions and pairs, for the speed."""
+        units = self.method.units(self.mix) | {"pair"}
+        counts = {unit: float(sum(count(batch, unit) for batch in batches)) for unit in sorted(units)}
+        return distributed.add_up(counts | {"positions": float(sum(batch.tokens for batch in batches))})
+
+    def look(self, batch: Batch, *, stats: bool = False, **known: Any) -> View:
+        """One forward pass of policy and reference: everything the loss's columns are made from.
+
+        Args:
+            batch: laid out as this job's model takes it.
+            stats: measure entropy too.
+            known: what the coupling found out about the whole step (`kl`, `delta`).
+        """
+        if self.method.unit == "step":
+            return View(batch=batch, step_logits_J=step_logits(self.model, batch))
+        if self.method.reads == "scores":
+            return View(batch=batch, scores_S=reward_scores(self.model, batch))
+        reference = self.reference.logps(batch) if self.reference is not None else None
+        out = policy_logps(self.model, batch, stats=stats or self.method.needs_collision)
+        return View(
+            batch=batch,
+            logps_T=out.logps_T,
+            ref_logps_T=reference,
+            entropy_T=out.entropy_T,
+            collision_T=out.collision_T,
+            **known,
+        )

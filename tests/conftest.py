@@ -1,0 +1,27 @@
+"""Tiny real parts shared by tests: models of many families, trees, a tokenizer, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference caches of a test stay in its own folder."""
+    monkeypatch.setenv("PREFOPT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the checkout; tests that need it are skipped without it."""
+    if not SHARED.exists():
+        pytest.skip("the real data sets are not beside this checkout (../shared/data)")
+    return SHARED
