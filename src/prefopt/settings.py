@@ -62,6 +62,8 @@ class DataSettings:
     eval_fraction: float = 0.0
     limit: int | None = None
     """Use only the first rows."""
+    chat: bool = False
+    """Read string prompts as a user's turn and string answers as the assistant's, so that they go through the chat template."""
     max_length: int | None = None
     """Longest prompt + completion in tokens; the model's own limit when not given."""
     truncation: Literal["error", "drop", "prompt_left", "completion_right"] = "error"

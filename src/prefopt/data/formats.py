@@ -106,6 +106,14 @@ def _dense_ranks(keys: Sequence[float]) -> list[int]:
     return [order[key] for key in keys]
 
 
+def as_chat(example: Example) -> Example:
+    """The row with a string prompt as one user turn and string answers as the assistant's; plain text and messages stay."""
+    if isinstance(example.prompt, tuple) or (not example.prompt and len(example.completions) == 1):
+        return example
+    completions = (replace(c, content=(Message("assistant", c.content),)) if isinstance(c.content, str) else c for c in example.completions)
+    return replace(example, prompt=(Message("user", example.prompt),), completions=tuple(completions))
+
+
 # --- one function a layout ------------------------------------------------------------------------------------------
 
 
@@ -138,11 +146,14 @@ def _unpaired(row: Row) -> Parsed:
 
 
 def _answer(row: Row, column: str) -> Text:
-    """A completion's text; in an HH file what follows "Assistant:", which may hold further turns."""
+    """A completion's text; in an HH file what follows "Assistant:", or the whole dialogue with the prompt at its head."""
     value = row.get(column)
-    if row.hh and isinstance(value, str) and not is_transcript(value):
-        return transcript("Assistant: " + row.as_string(value, column)) or (Message("assistant", ""),)
-    return row.as_text(value, column)
+    if not row.hh or not isinstance(value, str):
+        return row.as_text(value, column)
+    prompt = row.get("prompt")
+    whole = isinstance(prompt, str) and is_transcript(value) and value.strip().startswith(prompt.strip())
+    said = row.as_string(value, column)
+    return transcript(said if whole else "Assistant: " + said) or (Message("assistant", ""),)
 
 
 def _preference(row: Row) -> Parsed:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from prefopt.data.split import prompt_key
 from prefopt.data.truncate import longest
 from prefopt.errors import DataError
 from prefopt.settings import DataSettings
@@ -96,7 +97,8 @@ class Preflight:
     too_long: Tally = field(default_factory=Tally)
     longer: dict[str, Stat] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    _seen: set[bytes] = field(default_factory=set)
+    _seen: set[bytes] = field(default_factory=set, repr=False)
+    _prompts: set[bytes] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         if self.renderer is None:
@@ -113,6 +115,7 @@ class Preflight:
         """Count one row as text; False when it has to be dropped (an answer is empty, or all answers are the same)."""
         self.rows += 1
         self.kinds[kind_of(example)] += 1
+        self._prompts.add(prompt_key(example))
         self._repetition(example)
         contents = [completion.content for completion in example.completions]
         if any(is_empty(content) for content in contents):
@@ -242,7 +245,8 @@ class Preflight:
         """The account as plain lines: what, how many, and the first place of each."""
         kept = ", ".join(f"{count} {side}" for side, count in self.kept.items() if count) or "none"
         lines = [("rows read", f"{self.rows}", ", ".join(f"{n} {kind}" for kind, n in self.kinds.items()))]
-        lines += [("kept", f"{sum(self.kept.values())}", kept)]
+        lines += [("prompts", f"{len(self._prompts)}", "distinct")]
+        lines += [("kept", f"{sum(self.kept.values())}", kept)] if self.kept else []
         lines += [("dropped", f"{tally.count}", f"{reason}, first at {tally.first}") for reason, tally in self.dropped.items()]
         if self.tokens:
             parts = f"{self.tokens['prompt']} prompt, {self.tokens['completion']} completion, {self.tokens['scored']} scored"
@@ -263,6 +267,7 @@ class Preflight:
             "rows": self.rows,
             "kept": dict(self.kept),
             "kinds": dict(self.kinds),
+            "prompts": len(self._prompts),
             "completions": self.completions,
             "sequences": self.sequences,
             **{name: {k: {"count": t.count, "first": t.first} for k, t in group.items()} for name, group in tallies.items()},

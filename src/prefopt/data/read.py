@@ -59,11 +59,16 @@ def tables(paths: str | Sequence[str]) -> Iterator[Table]:
         DataError: a path or file that holds nothing, or columns that fit no layout.
     """
     for path in [paths] if isinstance(paths, str) else paths:
-        for name in _expand(str(path)):
-            yield _table(name)
+        for name in expand(str(path)):
+            yield open_table(name)
 
 
-def _expand(path: str) -> list[str]:
+def expand(path: str) -> list[str]:
+    """The files and names a path or glob pattern stands for.
+
+    Raises:
+        DataError: there are none.
+    """
     if not glob.has_magic(path):
         return find(path)
     names = sorted(glob.glob(path))
@@ -72,7 +77,12 @@ def _expand(path: str) -> list[str]:
     return names
 
 
-def _table(path: str) -> Table:
+def open_table(path: str) -> Table:
+    """One file, saved folder or hub name.
+
+    Raises:
+        DataError: it holds no rows, or its columns fit no layout.
+    """
     rows = raw_rows(path)
     first = next(rows, None)
     if first is None:

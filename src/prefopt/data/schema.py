@@ -37,10 +37,17 @@ def is_transcript(value: object) -> bool:
 
 
 def transcript(text: str) -> tuple[Message, ...]:
-    r"""The turns of an HH dialogue ("\n\nHuman: ...\n\nAssistant: ..."); an empty last Assistant turn only asks for the answer."""
+    r"""The turns of an HH dialogue ("\n\nHuman: ...\n\nAssistant: ...").
+
+    A speaker who goes on after a marker of the same name has one turn, a blank line between its parts; an empty last Assistant turn
+    only asks for the answer and is left out.
+    """
     _, *parts = _TURN.split(text.strip())
-    speakers, contents = parts[::2], [part.strip() for part in parts[1::2]]
-    turns = [Message(ROLE_OF_SPEAKER[s.lower()], c) for s, c in zip(speakers, contents, strict=True)]
+    turns: list[Message] = []
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
+        role = ROLE_OF_SPEAKER[speaker.lower()]
+        before = turns.pop().content + "\n\n" if turns and turns[-1].role == role else ""
+        turns.append(Message(role, (before + content.strip()).strip()))
     if turns and turns[-1] == Message("assistant", ""):
         turns.pop()
     return tuple(turns)

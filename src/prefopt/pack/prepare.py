@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefopt.data.formats import closest, renaming
+from prefopt.data.formats import as_chat, closest, renaming
 from prefopt.data.preflight import FITS, SEEN_PROMPT, TIE, TOO_LONG, Preflight, Renderer, kind_of
 from prefopt.data.read import read
 from prefopt.data.split import overlap, split
@@ -68,7 +68,7 @@ def _trees(path: str | list[str], start: int, settings: DataSettings, data: str,
     renderer = preflight.renderer
     assert renderer is not None
     kept: list[TokenTree] = []
-    for whole in renderer.trees(_admitted(path, settings.limit, data, preflight)):
+    for whole in renderer.trees(_admitted(path, settings, data, preflight)):
         was = _score_all(whole) if data == "text" else whole
         preflight.measure(was)
         tree: TokenTree | None = was
@@ -81,10 +81,10 @@ def _trees(path: str | list[str], start: int, settings: DataSettings, data: str,
     return kept
 
 
-def _admitted(path: str | Sequence[str], limit: int | None, data: str, preflight: Preflight) -> Iterator[Example]:
+def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, preflight: Preflight) -> Iterator[Example]:
     """The rows fit for the method, as it reads them."""
-    for example in read(path, limit=limit):
-        fitted = fit(example, data)
+    for example in read(path, limit=settings.limit):
+        fitted = fit(as_chat(example) if settings.chat else example, data)
         if not preflight.admit(fitted):
             continue
         ranks = {completion.rank for completion in fitted.completions}
