@@ -1,0 +1,100 @@
+"""The world as data files: text to pretrain on, imperfect demonstrations, prompts to sample from, held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefopt.errors import OptionError, did_you_mean
+from prefopt.types import Message
+from prefopt.world.drafts import RATES, Rates, draft
+from prefopt.world.gold import content_of
+from prefopt.world.requests import KINDS, Request, Split, draw_request, draw_task, question
+from prefopt.world.town import Town, town
+
+SIZES = {"pretrain": 8000, "sft": 16000, "prompts": 1500, "heldout": 300}
+"""Rows of each file when nothing else is asked for."""
+
+
+def pretrain_text(place: Town, rng: np.random.Generator, sentences: int = 4) -> str:
+    """A short text about the town: statements, and questions of the training split with their right answers."""
+    return " ".join(_sentence(place, rng) for _ in range(sentences))
+
+
+def distinct_requests(place: Town, rng: np.random.Generator, split: Split, n: int) -> list[Request]:
+    """`n` requests, no two with the same messages.
+
+    Raises:
+        OptionError: the split does not hold so many.
+    """
+    found: dict[str, Request] = {}
+    for _ in range(50 * n + 1000):
+        if len(found) == n:
+            return list(found.values())
+        request = draw_request(place, rng, split)
+        found.setdefault(json.dumps([m.to_dict() for m in request.prompt]), request)
+    raise OptionError(f"the world has fewer than {n} different {split} requests", fix=f"ask for fewer, such as {len(found) // 2}")
+
+
+def write(folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int = 0, rates: Rates = RATES) -> dict[str, Path]:
+    """Write pretrain.jsonl, sft.jsonl, prompts.jsonl and heldout.jsonl into `folder`; the same seed writes the same bytes.
+
+    Args:
+        folder: made where it is missing.
+        sizes: rows of each file; `SIZES` where not given.
+        seed: of the town and of every draw.
+        rates: of the flaws in sft.jsonl.
+
+    Returns:
+        The path of each file by its name.
+
+    Raises:
+        OptionError: an unknown file is named, or more different prompts are asked for than the world has.
+    """
+    for name in sizes or {}:
+        if name not in SIZES:
+            raise OptionError(f"the world writes no file '{name}'", where="sizes", fix=did_you_mean(name, SIZES))
+    counts = {**SIZES, **(sizes or {})}
+    place = town(seed)
+    streams = dict(zip(SIZES, np.random.default_rng([seed, 1]).spawn(len(SIZES)), strict=True))
+    rows = {
+        "pretrain": ({"text": pretrain_text(place, streams["pretrain"])} for _ in range(counts["pretrain"])),
+        "sft": _demonstrations(place, streams["sft"], counts["sft"], rates),
+        "prompts": map(_prompt_row, distinct_requests(place, streams["prompts"], "train", counts["prompts"])),
+        "heldout": map(_prompt_row, distinct_requests(place, streams["heldout"], "heldout", counts["heldout"])),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: _write(folder / f"{name}.jsonl", rows[name]) for name in SIZES}
+
+
+def _demonstrations(place: Town, rng: np.random.Generator, n: int, rates: Rates) -> Iterator[dict[str, Any]]:
+    for _ in range(n):
+        request = draw_request(place, rng, "train")
+        answer = Message("assistant", draft(request.meta, rng, rates))
+        yield {"prompt": [m.to_dict() for m in request.prompt], "completion": [answer.to_dict()]}
+
+
+def _prompt_row(request: Request) -> dict[str, Any]:
+    return {"prompt": [m.to_dict() for m in request.prompt], "meta": dict(request.meta)}
+
+
+def _sentence(place: Town, rng: np.random.Generator) -> str:
+    while True:
+        kind, slots, phrasing = draw_task(place, rng, "train")
+        if KINDS[kind].slice == "harmful":
+            continue
+        say = KINDS[kind].statement
+        if say and rng.random() < 0.5:
+            return say(place, slots)
+        content = content_of({"world": place.seed, "kind": kind, "slots": slots})
+        return f"{question(kind, slots, phrasing)} {content.right.full}"
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
