@@ -252,7 +252,7 @@ def test_distinct_requests_are_distinct():
 
 
 def test_more_distinct_requests_than_there_are_is_refused(monkeypatch):
-    monkeypatch.setattr("prefopt.world.write.draw_request", lambda *_: REQUESTS[0])
+    monkeypatch.setattr("prefopt.world.files.draw_request", lambda *_: REQUESTS[0])
     with pytest.raises(OptionError, match="fewer than 2 different heldout"):
         WORLD.requests(2, seed=0, split="heldout", distinct=True)
 

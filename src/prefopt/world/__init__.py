@@ -14,10 +14,10 @@ import numpy as np
 from prefopt.world.annotators import ANNOTATORS, Annotator, Probabilities, panel
 from prefopt.world.answers import Answer, parse, render
 from prefopt.world.drafts import FLAWLESS, RATES, Rates, draft, ideal
+from prefopt.world.files import SIZES, distinct_requests, write
 from prefopt.world.gold import DEDUCTIONS, Attributes, facts, gold, judge
 from prefopt.world.requests import SLICES, Request, Split, draw_request
 from prefopt.world.town import Town, town
-from prefopt.world.write import SIZES, distinct_requests, write
 
 __all__ = [
     "ANNOTATORS",
