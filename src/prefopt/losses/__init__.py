@@ -1,0 +1,78 @@
+"""The mathematics of prefopt: plain tensors in, an unreduced tensor out, keyword-only hyper-parameters.
+
+Importing this loads torch and nothing above it: no model, tokenizer, file or configuration is known here.
+"""
+
+from prefopt.losses.listwise import pl_dpo, plackett_luce
+from prefopt.losses.methods import METHODS, Method
+from prefopt.losses.pairwise import (
+    aot,
+    aot_unpaired,
+    apo_down,
+    apo_zero,
+    bco_pair,
+    cdpo,
+    chipo,
+    cpo,
+    discopop,
+    dpo,
+    dpo_norm,
+    dpop,
+    exo,
+    hinge,
+    ipo,
+    ld_dpo,
+    nca,
+    odpo,
+    orpo,
+    rdpo,
+    robust_dpo,
+    rpo,
+    simpo,
+    slic,
+    sppo,
+    wpo,
+)
+from prefopt.losses.reward import bradley_terry, step_bce
+from prefopt.losses.supervised import dft, nll
+from prefopt.losses.unpaired import apo_zero_unpaired, bco, kto
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
+    "apo_zero_unpaired",
+    "bco",
+    "bco_pair",
+    "bradley_terry",
+    "cdpo",
+    "chipo",
+    "cpo",
+    "dft",
+    "discopop",
+    "dpo",
+    "dpo_norm",
+    "dpop",
+    "exo",
+    "hinge",
+    "ipo",
+    "kto",
+    "ld_dpo",
+    "nca",
+    "nll",
+    "odpo",
+    "orpo",
+    "pl_dpo",
+    "plackett_luce",
+    "rdpo",
+    "robust_dpo",
+    "rpo",
+    "simpo",
+    "slic",
+    "sppo",
+    "step_bce",
+    "wpo",
+]

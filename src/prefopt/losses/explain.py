@@ -1,0 +1,82 @@
+"""What `prefopt methods [NAME]` prints: the table of methods, or all there is to know of one."""
+
+from __future__ import annotations
+
+import inspect
+
+from prefopt.errors import OptionError, did_you_mean
+from prefopt.losses.columns import probe
+from prefopt.losses.methods import METHODS, Method
+from prefopt.losses.metrics import UNITS_OF_METRICS
+
+DATA = {
+    "text": "plain text (rows with `text`)",
+    "demonstrations": "prompts and answers (`prompt` + `completion`, or `messages`)",
+    "pairs": "preference pairs (`prompt` + `chosen` + `rejected`; rankings give pairs too)",
+    "labels": "thumbs up and down (`prompt` + `completion` + `label`)",
+    "rankings": "rankings (`prompt` + `completions` + `scores` or `ranks`)",
+    "steps": "answers with labelled steps (`prompt` + `completions` + `labels`)",
+}
+
+COUPLINGS = {
+    "mismatched_kl": "the loop first estimates the KL on mismatched prompts and completions of the step",
+    "reward_shift": "the loop first computes the reward shift over the step",
+    "batch": "all pairs of a step are sorted together, so the batch size is part of the objective",
+}
+
+
+def explain(name: str | None = None) -> str:
+    """The table of all methods, or one method's formula, paper, data, options, learning rate and metrics.
+
+    Args:
+        name: a row of METHODS.
+
+    Raises:
+        OptionError: no such method; suggests the closest.
+    """
+    if name is None:
+        return _table()
+    if name not in METHODS:
+        raise OptionError(f"'{name}' is no method", fix=did_you_mean(name, METHODS))
+    return "\n".join(_lines(name, METHODS[name]))
+
+
+def _table() -> str:
+    """One aligned line a method."""
+    rows = [("method", "data", "reference", "mean over", "paper", "")]
+    rows += [(n, m.data, "yes" if m.needs_reference else "-", m.unit, m.paper, m.summary) for n, m in METHODS.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
+
+
+def _lines(name: str, method: Method) -> list[str]:
+    """The page of one method."""
+    options = [f"  {key}={_plain(default)}" for key, default in method.options.items()]
+    plus = [f"  plus {weight:g} x {row} (mix.{row}={weight:g})" for row, weight in method.plus.items()]
+    return [
+        name,
+        "",
+        *([method.about] if method.about else []),
+        _prose(method),
+        "",
+        f"Paper: {method.paper}",
+        f"Data: {DATA[method.data]}; reference policy: {'yes' if method.needs_reference else 'no'}",
+        f"Mean over: {method.unit}s of the whole optimizer step",
+        *([f"Coupled: {COUPLINGS[method.coupling]}"] if method.coupling else []),
+        f"Learning rate: {method.learning_rate:g} (full fine-tune of a model of about 7B parameters; small models take more)",
+        "Options:",
+        *(options or ["  none"]),
+        *plus,
+        "Metrics:",
+        *(f"  {key}: {UNITS_OF_METRICS[key]}" for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))),
+    ]
+
+
+def _plain(value: object) -> str:
+    """A default as a user would write it."""
+    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if value in (True, False, None) else str(value)
+
+
+def _prose(method: Method) -> str:
+    """The loss's docstring without its doctest."""
+    return (inspect.getdoc(method.loss) or "").partition("\n>>>")[0].rstrip()

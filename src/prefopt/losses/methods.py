@@ -1,0 +1,227 @@
+"""METHODS: every way of training, one row each.
+
+A row is a loss and what leads a batch to it. The arguments of the loss are its columns (see `columns.COLUMNS`), its keyword-only arguments
+the options users set; `columns` says where the names differ or a keyword-only argument is filled from the batch after all. So a new method
+is a function and a row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from prefopt.errors import OptionError, did_you_mean
+from prefopt.losses import listwise, metrics, pairwise, reward, supervised, unpaired
+from prefopt.losses.columns import COLUMNS, View, probe
+from prefopt.losses.ragged import segment_mean
+from prefopt.losses.reduce import Term
+from prefopt.types import Stat
+
+Unit = Literal["token", "sequence", "pair", "list", "step"]
+Data = Literal["text", "demonstrations", "pairs", "labels", "rankings", "steps"]
+Coupling = Literal["", "mismatched_kl", "reward_shift", "batch"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of METHODS.
+
+    Attributes:
+        loss: the function; tensors in, unreduced tensor out.
+        unit: what one value of the loss belongs to; the loss is the mean over these in an optimizer step.
+        data: the kind of rows it learns from.
+        paper: arXiv id and equation, or the report.
+        learning_rate: for a full fine-tune of a model of about 7B parameters, the paper's or the field's.
+        reads: what the model gives, "logps" (a language model) or "scores" (a reward model).
+        columns: argument of the loss -> column, where the names differ or the argument is keyword-only.
+        plus: other rows added with a weight, as a user does with mix.NAME=WEIGHT.
+        coupling: what the loop computes over the whole optimizer step before the loss: "mismatched_kl" (View.kl), "reward_shift"
+            (View.delta), "batch" (all pairs in one call).
+        per_token: rewards of the metrics are per token, as the loss's are.
+        about: one line, where the loss's own says too little.
+    """
+
+    loss: Callable[..., Tensor]
+    unit: Unit
+    data: Data
+    paper: str
+    learning_rate: float
+    reads: Literal["logps", "scores"] = "logps"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    plus: Mapping[str, float] = field(default_factory=dict)
+    coupling: Coupling = ""
+    per_token: bool = False
+    about: str = ""
+
+    @cached_property
+    def arguments(self) -> dict[str, str]:
+        """Argument of the loss -> column that fills it."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {p.name: self.columns.get(p.name, p.name) for p in parameters if p.kind is not p.KEYWORD_ONLY or p.name in self.columns}
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Option -> default: the keyword-only arguments that no column fills."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in self.arguments}
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Columns read, those of added rows included."""
+        return frozenset(self.arguments.values()).union(*(METHODS[name].needs for name in self.plus))
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probs of a reference policy are read."""
+        return any(column.startswith("ref") for column in self.needs)
+
+    @property
+    def needs_collision(self) -> bool:
+        """Whether View.collision_T is read."""
+        return "chosen_weight" in self.needs
+
+    @property
+    def needs_margin(self) -> bool:
+        """Whether pairs without a margin make no sense (for others a margin is optional)."""
+        required = {p.name for p in inspect.signature(self.loss).parameters.values() if p.default is p.empty}
+        return any(column == "margin" and name in required for name, column in self.arguments.items())
+
+    @property
+    def units(self) -> frozenset[str]:
+        """Units to count over the step: the keys `reduce` looks up."""
+        return frozenset({self.unit}).union(*(METHODS[name].units for name in self.plus))
+
+    @property
+    def summary(self) -> str:
+        """One line: what it is."""
+        return self.about or (inspect.getdoc(self.loss) or "").partition("\n")[0]
+
+    def mixed(self, mix: Mapping[str, float] | None) -> Method:
+        """The row with `mix` folded in (a weight given there replaces the row's own); its needs and units say so."""
+        return replace(self, plus={**self.plus, **mix}) if mix else self
+
+    def terms(self, view: View, options: Mapping[str, Any] | None = None, mix: Mapping[str, float] | None = None) -> list[Term]:
+        """The unreduced terms of a batch: the loss itself, then one for each added row (with that row's default options).
+
+        Args:
+            view: the batch and what was computed for it.
+            options: the method's own options where they differ from the defaults.
+            mix: row -> weight, added to `plus`.
+        """
+        columns = {name: COLUMNS[column](view) for name, column in self.arguments.items()}
+        values = self.loss(**columns, **{**self.options, **(options or {})})
+        if self.unit == "sequence" and "logps" in self.arguments.values():
+            values = segment_mean(values, COLUMNS["sequence"](view), view.batch.sequences)
+        own = Term(values, self.unit, 1.0, self.loss.__name__)
+        added = [(name, weight, METHODS[name].terms(view)[0]) for name, weight in self.mixed(mix).plus.items()]
+        return [own, *(term._replace(weight=weight, name=name) for name, weight, term in added)]
+
+    def metrics(self, view: View, options: Mapping[str, Any] | None = None) -> dict[str, Stat]:
+        """What to log of a batch, as sums and counts; `metrics.UNITS_OF_METRICS` says what each is."""
+        options = {**self.options, **(options or {})}
+        if self.reads == "scores":
+            return metrics.of_scores(view)
+        per_token = self.per_token or bool(options.get("length_normalized") and self.needs_reference)
+        return metrics.of_logps(view, self.data, beta=float(options.get("beta", 1.0)), per_token=per_token)
+
+    def check_options(self, options: Mapping[str, Any], mix: Mapping[str, float] | None = None) -> None:
+        """Refuse options the method does not read, of a wrong type or outside their domain, and rows that cannot be mixed in.
+
+        Raises:
+            OptionError: says which option, what is wrong and what is allowed.
+        """
+        hints = get_type_hints(self.loss)
+        for name, value in options.items():
+            if name not in self.options:
+                raise OptionError(f"this method reads no option '{name}'", fix=did_you_mean(name, self.options))
+            check_type(name, value, hints[name])
+        for name, weight in (mix or {}).items():
+            self._check_mix(name, weight)
+        self.terms(probe(), options)
+
+    def _check_mix(self, name: str, weight: float) -> None:
+        """Refuse a row that is unknown, reads other data, or couples the batch."""
+        where = f"mix.{name}"
+        if name not in METHODS:
+            raise OptionError(f"'{name}' is no method", where=where, fix=did_you_mean(name, METHODS))
+        check_type(where, weight, float)
+        other = METHODS[name]
+        if other.reads != self.reads or (other.data != self.data and (other.data, self.data) not in MIXABLE):
+            raise OptionError(f"{name} reads {other.data} and cannot be added to a method that reads {self.data}", where=where)
+        if other.coupling:
+            raise OptionError(f"{name} couples the completions of a step and cannot be added to another method", where=where)
+
+
+MIXABLE = {("demonstrations", "pairs"), ("demonstrations", "rankings"), ("pairs", "rankings")}
+"""(added row's data, method's data) that go together besides equal ones: a ranking holds pairs, and both hold a best answer to imitate."""
+
+
+def check_type(name: str, value: object, hint: Any) -> None:
+    """Refuse a value that does not fit the annotation of its option.
+
+    Raises:
+        OptionError: says what was found and what was expected.
+    """
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    kinds = {k for k in (get_args(hint) or (hint,)) if isinstance(k, type)}
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if value in choices or (float in kinds and number) or (type(value) in kinds and not isinstance(value, float)):
+        return
+    expected = "one of " + ", ".join(choices) if choices else " or ".join(sorted(k.__name__ for k in kinds)).replace("NoneType", "nothing")
+    raise OptionError(f"{name} is {value!r}, expected {expected.replace('float', 'a number').replace('bool', 'true or false')}")
+
+
+LENGTHS = {"chosen_len": "chosen_len", "rejected_len": "rejected_len"}
+STEPS = {"logits": "step_logits", "labels": "step_labels"}
+
+METHODS: dict[str, Method] = {
+    # demonstrations
+    "pretrain": Method(supervised.nll, "token", "text", "1706.03762 sec. 3", 3e-4, about="Next-token prediction on plain text."),
+    "sft": Method(supervised.nll, "token", "demonstrations", "2203.02155 sec. 3.5", 2e-5, about="Supervised fine-tuning on answers."),
+    "dft": Method(supervised.dft, "token", "demonstrations", "2508.05629 eq. 9", 2e-5),
+    # preference pairs and a reference: functions of the margin
+    "dpo": Method(pairwise.dpo, "pair", "pairs", "2305.18290 eq. 7", 5e-7),
+    "cdpo": Method(pairwise.cdpo, "pair", "pairs", "ericmitchell.ai/cdpo.pdf", 5e-7),
+    "robust_dpo": Method(pairwise.robust_dpo, "pair", "pairs", "2403.00409 eq. 12", 5e-7),
+    "ipo": Method(pairwise.ipo, "pair", "pairs", "2310.12036 eq. 17", 5e-7, columns=LENGTHS),
+    "hinge": Method(pairwise.hinge, "pair", "pairs", "2309.06657 eq. 8", 5e-7),
+    "exo": Method(pairwise.exo, "pair", "pairs", "2402.00856 eq. 16", 1e-6),
+    "discopop": Method(pairwise.discopop, "pair", "pairs", "2406.08414", 5e-7),
+    "odpo": Method(pairwise.odpo, "pair", "pairs", "2402.10571 eq. 8", 5e-7, columns={"offset": "margin"}),
+    "wpo": Method(pairwise.wpo, "pair", "pairs", "2406.11827 eq. 5", 5e-7),
+    "rdpo": Method(pairwise.rdpo, "pair", "pairs", "2403.19159 eq. 9", 5e-7),
+    "ld_dpo": Method(pairwise.ld_dpo, "pair", "pairs", "2409.06411 eq. 10", 5e-7),
+    "dpo_norm": Method(pairwise.dpo_norm, "pair", "pairs", "2411.15124 eq. 6", 5e-7, per_token=True),
+    "rpo": Method(pairwise.rpo, "pair", "pairs", "2404.19733 eq. 1", 5e-7),
+    # functions of both log-ratios
+    "nca": Method(pairwise.nca, "pair", "pairs", "2402.05369 eq. 13", 5e-6),
+    "bco_pair": Method(pairwise.bco_pair, "pair", "pairs", "2404.04656", 5e-7),
+    "sppo": Method(pairwise.sppo, "pair", "pairs", "2405.00675 eq. 4.7", 5e-7),
+    "apo_zero": Method(pairwise.apo_zero, "pair", "pairs", "2408.06266 eq. 3", 2e-7),
+    "apo_down": Method(pairwise.apo_down, "pair", "pairs", "2408.06266 eq. 4", 2e-7),
+    "dpop": Method(pairwise.dpop, "pair", "pairs", "2402.13228 eq. 3", 5e-7),
+    "chipo": Method(pairwise.chipo, "pair", "pairs", "2407.13399 alg. 1", 5e-7),
+    "aot": Method(pairwise.aot, "pair", "pairs", "2406.05882", 5e-7, coupling="batch"),
+    "aot_unpaired": Method(pairwise.aot_unpaired, "pair", "pairs", "2406.05882", 5e-7, coupling="batch"),
+    # preference pairs without a reference
+    "simpo": Method(pairwise.simpo, "pair", "pairs", "2405.14734 eq. 6", 5e-7, per_token=True),
+    "slic": Method(pairwise.slic, "pair", "pairs", "2305.10425 eq. 1", 1e-6),
+    "cpo": Method(pairwise.cpo, "pair", "pairs", "2401.08417 eq. 6", 1e-6, columns={"chosen_len": "chosen_len"}),
+    "orpo": Method(pairwise.orpo, "pair", "pairs", "2403.07691 eqs. 6, 7", 8e-6, plus={"sft": 1.0}, per_token=True),
+    # thumbs up and down
+    "kto": Method(unpaired.kto, "sequence", "labels", "2402.01306 eq. 8", 5e-7, columns={"kl": "kl"}, coupling="mismatched_kl"),
+    "bco": Method(unpaired.bco, "sequence", "labels", "2404.04656 eq. 9", 5e-7, columns={"delta": "delta"}, coupling="reward_shift"),
+    "apo_zero_unpaired": Method(unpaired.apo_zero_unpaired, "sequence", "labels", "2408.06266 eq. 3", 2e-7),
+    # rankings
+    "pl_dpo": Method(listwise.pl_dpo, "list", "rankings", "2305.18290 eq. 20", 5e-7),
+    # reward models
+    "reward": Method(reward.bradley_terry, "pair", "pairs", "2203.02155 eq. 1", 1e-5, reads="scores", columns={"margin": "margin"}),
+    "reward_ranking": Method(listwise.plackett_luce, "list", "rankings", "2301.11270 eq. 5", 1e-5, reads="scores"),
+    "prm": Method(reward.step_bce, "step", "steps", "2305.20050", 1e-5, reads="scores", columns=STEPS),
+}
