@@ -1,0 +1,175 @@
+"""The estimate against what training really holds, and the words that go with it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from prefopt.errors import TrainingError
+from prefopt.settings import TrainSettings
+from prefopt.training import memory
+from prefopt.training.memory import Load, advice, explain_oom, free_memory, is_oom, load_of, require, ways_out
+from prefopt.training.optim import Optimizer
+
+BIG = Load(
+    stored=4 * 10**9,
+    parameters=10**9,
+    trained=10**9,
+    layers=16,
+    width=2048,
+    feed_forward=8192,
+    positions=16384,
+    longest=1000,
+    reference=10**9,
+)
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4, pad_token_id=0)
+    )
+
+
+def test_parts_by_hand() -> None:
+    parts = BIG.parts()
+    assert {name: size / 1e9 for name, size in parts.items() if name != "activations"} == {
+        "weights": 4,
+        "masters": 0,
+        "gradients": 4,
+        "optimizer": 8,
+        "reference": 4,
+    }
+    assert parts["activations"] == 4 * 16 * 16384 * (10 * 2048 + 4 * 8192)
+    bf16 = replace(BIG, precision="bf16").parts()
+    assert [bf16[name] / 1e9 for name in ("weights", "masters", "gradients", "optimizer", "reference")] == [2, 4, 6, 8, 2]
+    assert bf16["activations"] * 2 == parts["activations"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_weights_gradients_and_state_are_counted_exactly(model: LlamaForCausalLM, precision: str) -> None:
+    ids = torch.randint(64, (2, 20))
+    load = load_of(model, TrainSettings(), precision=precision, positions=40, longest=20)
+    optimizer = Optimizer(model, TrainSettings(), 1e-3, precision)
+    loss = model(ids, labels=ids).loss
+    loss.backward()
+    held = {"gradients": sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)}
+    optimizer.accumulate()
+    if precision == "bf16":
+        held["gradients"] += sum(master.grad.nbytes for master in optimizer.weights.masters.values() if master.grad is not None)
+    optimizer.step()
+    state = optimizer.state()
+    held["optimizer"] = sum(tensor.nbytes for name, tensor in state.items() if name.startswith("exp_avg"))
+    held["weights"] = sum(p.nbytes for p in model.parameters())
+    held["masters"] = sum(tensor.nbytes for name, tensor in state.items() if name.startswith("weight/")) if precision == "bf16" else 0
+    parts = load.parts()
+    assert {name: parts[name] for name in held} == held
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_counted_within_a_quarter(model: LlamaForCausalLM, precision: str) -> None:
+    load = load_of(model, TrainSettings(), precision=precision, positions=128, longest=64)
+    Optimizer(model, TrainSettings(), 1e-3, precision)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.model(torch.randint(64, (2, 64))).last_hidden_state
+    assert hidden.requires_grad
+    assert 0.75 <= load.parts()["activations"] / sum(saved.values()) <= 1
+
+
+def test_a_frozen_model_costs_its_weights(model: LlamaForCausalLM) -> None:
+    model.requires_grad_(False)
+    parts = load_of(model, TrainSettings(), precision="fp32", positions=40, longest=20).parts()
+    assert parts["gradients"] == parts["optimizer"] == parts["masters"] == 0
+    assert parts["weights"] == sum(p.nbytes for p in model.parameters())
+
+
+def test_a_micro_batch_holds_micro_tokens_or_one_long_tree(model: LlamaForCausalLM) -> None:
+    sizes = [(10**6, 100), (500, 100), (10**6, 5000)]
+    loads = [load_of(model, TrainSettings(micro_tokens=2048), precision="fp32", positions=p, longest=n) for p, n in sizes]
+    assert [load.positions for load in loads] == [2048, 500, 5000]
+
+
+def test_what_fits_is_let_through() -> None:
+    require(BIG, BIG.total)
+    require(BIG, BIG.total - 4 * 10**9, loaded=4 * 10**9)
+
+
+def test_a_refusal_is_three_lines_with_sizes_and_ways_out() -> None:
+    with pytest.raises(TrainingError) as caught:
+        require(BIG, BIG.total - 10**9)
+    message = str(caught.value)
+    assert len(message.splitlines()) <= 3
+    for part in (
+        "75.8 GB",
+        "74.8 GB are free",
+        "activations 55.8 GB",
+        "optimizer 8.0 GB",
+        "reference.cache=true (-4.0 GB)",
+        "lora.rank=16",
+    ):
+        assert part in message
+
+
+def test_every_way_out_that_is_called_enough_is() -> None:
+    for limit in range(5 * 10**9, BIG.total, 10**9):
+        text = advice(BIG, limit)
+        for way in ways_out(BIG, limit):
+            assert way.load.total < BIG.total
+            assert (way.option in text) or text.startswith("any of these")
+            if text.startswith("any of these"):
+                assert (way.option in text) == (way.load.total <= limit)
+
+
+def test_ways_out_are_ranked_by_what_they_save() -> None:
+    text = advice(BIG, 10**9)
+    savings = [float(part.split(" GB")[0]) for part in text.split("(-")[1:]]
+    assert len(savings) == 5
+    assert savings == sorted(savings, reverse=True)
+
+
+def test_options_already_taken_are_not_offered() -> None:
+    small = replace(BIG, reference=0, checkpointing=True, positions=1000, precision="bf16", trained=10**6)
+    assert [way.option for way in ways_out(small, 10**9)] == []
+    assert "smaller model" in advice(small, 10**9)
+
+
+def test_micro_tokens_never_go_below_the_longest_tree() -> None:
+    (way,) = [way for way in ways_out(BIG, 0) if "micro_tokens" in way.option]
+    assert way.option == "train.micro_tokens=1000"
+
+
+def test_a_real_allocation_failure_is_recognised_and_explained() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_oom(caught.value)
+    assert is_oom(MemoryError())
+    assert is_oom(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_oom(RuntimeError("shapes do not match"))
+    assert not is_oom(ValueError("not enough memory"))
+    error = explain_oom(caught.value, step=7, batch=None, load=BIG)
+    assert error.where == "step 7"
+    assert "any of these is enough: train.micro_tokens=8192" in error.fix or "train.micro_tokens=8192" in error.fix
+    assert len(str(error).splitlines()) <= 3
+
+
+def test_the_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_memory() > 10**7
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert free_memory() > 10**7
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 500000\n")
+    assert free_memory() == 2_500_000
