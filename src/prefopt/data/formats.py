@@ -150,10 +150,11 @@ def _answer(row: Row, column: str) -> Text:
     value = row.get(column)
     if not row.hh or not isinstance(value, str):
         return row.as_text(value, column)
-    prompt = row.get("prompt")
-    whole = isinstance(prompt, str) and is_transcript(value) and value.strip().startswith(prompt.strip())
     said = row.as_string(value, column)
-    return transcript(said if whole else "Assistant: " + said) or (Message("assistant", ""),)
+    prompt, whole = row.text("prompt"), transcript(said) if is_transcript(said) else ()
+    if len(whole) > len(prompt) and whole[: len(prompt)] == prompt:
+        return whole
+    return transcript("Assistant: " + said) or (Message("assistant", ""),)
 
 
 def _preference(row: Row) -> Parsed:
