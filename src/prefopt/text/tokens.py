@@ -1,0 +1,90 @@
+"""Text to ids and back, piece by piece, for any Hugging Face tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.types import IntArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "qxv"
+
+
+class Tokens:
+    """A tokenizer that adds nothing by itself and can tokenize a text as the continuation of another.
+
+    Attributes:
+        control: the special tokens as text, which only templates may write.
+        bos: the text of the token this tokenizer puts before a plain text, "" where it puts none.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        special = {*tokenizer.all_special_tokens, *(str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)}
+        self.control = tuple(sorted(special - {tokenizer.unk_token, ""}))
+        bare, newline, both = self.encode([_PROBE, "\n", "\n" + _PROBE])
+        first = tokenizer(_PROBE)["input_ids"][:1]
+        self.bos = str(tokenizer.bos_token) if first == [tokenizer.bos_token_id] != bare[:1] else ""
+        self._pads = both != newline + bare  # puts a space before each text it is given (SentencePiece models)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text by itself; control tokens in it are read as such."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return [[int(i) for i in ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        backend.no_padding()  # left over from the tokenizer's last call, which sets both anew each time
+        backend.no_truncation()
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def follow(self, texts: Sequence[tuple[str, str]]) -> list[IntArray]:
+        """Ids of each second text as it stands after the first, never merged with it.
+
+        A tokenizer that puts a space before every text would do so in the middle of a conversation too, so it is given the
+        control token that comes before, or a line break, to put it there, and that is cut off again.
+        """
+        anchors = [self._anchor(before) for before, _ in texts]
+        skip = {anchor: len(self.encode([anchor])[0]) if anchor else 0 for anchor in set(anchors)}
+        ids = self.encode([anchor + text for anchor, (_, text) in zip(anchors, texts, strict=True)])
+        return [np.asarray(row[skip[anchor] :], dtype=np.int32) for anchor, row in zip(anchors, ids, strict=True)]
+
+    def _anchor(self, before: str) -> str:
+        if not (self._pads and before):
+            return ""
+        return next((token for token in self.control if before.endswith(token)), "\n")
+
+    def decode(self, ids: Sequence[int] | IntArray, *, control: bool = False) -> str:
+        """Text of ids; control tokens are left out unless asked for."""
+        text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=not control, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def token_texts(self, ids: Sequence[int] | IntArray) -> list[str]:
+        """What each token adds to the text; "" for a token in the middle of a character, which the last one completes."""
+        texts: list[str] = []
+        before = begin = 0  # the last complete piece begins at `before` and ends at `begin`; it shows whether a space follows it
+        for end in range(1, len(ids) + 1):
+            text = self.decode(ids[before:end], control=True)
+            if text.endswith("\ufffd") and end < len(ids):
+                texts.append("")
+                continue
+            texts.append(text[len(self.decode(ids[before:begin], control=True)) :])
+            before, begin = begin, end
+        return texts
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that turns text into ids: vocabulary, merges, rules and special tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": self.tokenizer.get_vocab()}
+        rules |= {"padding": None, "truncation": None}  # state of the last call, not part of the tokenizer
+        return rules | {"special": {key: str(value) for key, value in self.tokenizer.special_tokens_map.items()}}
+
+
+def fingerprint(*parts: Any) -> str:
+    """A hash of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
