@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,7 @@ def load_scorer(settings: ModelSettings, *, seed: int = 0) -> PreTrainedModel:
 def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTrainedModel:
     config = load_config(settings.path)
     dtype = _dtype(settings)
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         if settings.init == "random":
             for key, value in extra.items():
@@ -81,7 +83,8 @@ def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTra
                 fix = "check the folder, or start from scratch with model.init=random"
                 raise ModelError(f"cannot load the weights: {_first_line(error)}", where=settings.path, fix=fix) from error
     model.requires_grad_(True)
-    silence_dropout(model)
+    if settings.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device())
 
 
@@ -110,15 +113,18 @@ def _dtype(settings: ModelSettings) -> torch.dtype:
     return torch.float32
 
 
-class _quiet:
-    """No transformers warnings about heads that are new on purpose."""
-
-    def __enter__(self) -> None:
-        self.level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self.level)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers, and no warnings about heads that are new on purpose."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import torch
 from prefopt.errors import ModelError
 from prefopt.model.attention import packed_attention
 from prefopt.model.forward import base_of, policy_logps, reward_scores
-from prefopt.model.load import is_reward_model, load_causal, load_config, load_scorer, load_tokenizer
+from prefopt.model.load import is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
 from prefopt.model.selfcheck import SelfCheck, self_check
 from prefopt.pack.plan import micro_batches
 from prefopt.pack.tree import Pairs, pack, pad
@@ -61,9 +61,23 @@ class LanguageModel:
             yield lambda trees: make(trees, pairs=pairs).to(self.device)
 
     def save(self, folder: str | Path) -> None:
-        """Write weights, config and tokenizer so that transformers and vLLM open the folder."""
-        base_of(self.model).save_pretrained(folder)
-        self.renderer.save(folder)
+        """Write weights, config, tokenizer and chat template so that transformers and vLLM open the folder and stop where we stop."""
+        base = base_of(self.model)
+        self.tokenizer.chat_template = self.renderer.template or self.tokenizer.chat_template
+        if self.reads == "scores":
+            base.config.pad_token_id = self._padding()
+        elif base.generation_config is not None:
+            base.generation_config.eos_token_id = list(self.renderer.stop_ids)
+        with quiet():
+            base.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    def _padding(self) -> int:
+        """A token no sequence ends with: transformers scores the last token that is not padding, which must be the stop token."""
+        stops, pad_id = self.renderer.stop_ids, self.tokenizer.pad_token_id
+        if pad_id is not None and pad_id not in stops:
+            return int(pad_id)
+        return min(set(range(len(stops) + 1)) - set(stops))
 
     def _trees(self, prompts: Prompts, completions: Sequence[Any]) -> list[TokenTree]:
         if len(prompts) != len(completions):

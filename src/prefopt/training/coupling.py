@@ -88,7 +88,7 @@ def whole_step(job: Job, batches: Sequence[Batch], counts: Mapping[str, float]) 
     references = [view.ref_logps_T for view in views if view.ref_logps_T is not None]
     view = replace(views[0], batch=whole, logps_T=logps_T, ref_logps_T=torch.cat(references) if references else None)
     with torch.enable_grad():
-        loss = reduce(job.method.terms(view, job.options, job.mix), counts)
+        loss = reduce(job.method.terms(view, job.options), counts)
         (slope_T,) = torch.autograd.grad(loss, logps_T)
     return Coupling(loss=float(loss), slopes=slope_T.split([len(batch.source_T) for batch in batches]))
 

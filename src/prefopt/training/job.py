@@ -13,6 +13,7 @@ from prefopt.model.forward import policy_logps, reward_scores, step_logits
 from prefopt.model.reference import Reference
 from prefopt.pack.plan import micro_batches, share
 from prefopt.training import distributed
+from prefopt.training.memory import Load
 from prefopt.training.optim import Optimizer
 from prefopt.types import Batch, Stat, TokenTree
 
@@ -23,13 +24,15 @@ class Job:
 
     method: Method
     options: Mapping[str, Any]
-    mix: Mapping[str, float]
     model: Any
     optimizer: Optimizer
     reference: Reference | None
     lay_out: Callable[[Sequence[TokenTree]], Batch]
     micro_tokens: int
+    load: Load
     padded: bool = False
+    looking_at: Batch | None = None
+    """The last batch that went through the model, to be named when memory runs out."""
     shift: dict[str, Stat] = field(default_factory=dict)
 
     def batches(self, trees: Sequence[TokenTree]) -> list[Batch]:
@@ -39,7 +42,7 @@ class Job:
 
     def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Denominators: how many of each unit the whole step holds over all ranks; and its positions and pairs, for the speed."""
-        units = self.method.units(self.mix) | {"pair"}
+        units = self.method.units | {"pair"}
         counts = {unit: float(sum(count(batch, unit) for batch in batches)) for unit in sorted(units)}
         return distributed.add_up(counts | {"positions": float(sum(batch.tokens for batch in batches))})
 
@@ -51,6 +54,7 @@ class Job:
             stats: measure entropy too.
             known: what the coupling found out about the whole step (`kl`, `delta`).
         """
+        self.looking_at = batch
         if self.method.unit == "step":
             return View(batch=batch, step_logits_J=step_logits(self.model, batch))
         if self.method.reads == "scores":

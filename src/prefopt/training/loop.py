@@ -75,7 +75,7 @@ def evaluate(job: Job, trees: Sequence[TokenTree]) -> dict[str, float]:
     coupling = couple(job, trees, batches, counts)
     for batch in batches:
         view = job.look(batch, stats=True, **coupling.known)
-        loss += 0.0 if coupling.slopes else float(reduce(job.method.terms(view, job.options, job.mix), counts))
+        loss += 0.0 if coupling.slopes else float(reduce(job.method.terms(view, job.options), counts))
         meter.add(job.method.metrics(view, job.options))
     return {f"eval/{name}": value for name, value in {"loss": _total(loss, coupling), **meter.result()}.items()}
 
@@ -84,7 +84,7 @@ def _loss(job: Job, view: object, coupling: Coupling, counts: dict[str, float], 
     """This micro-batch's share of the step's loss; with slopes given, something that has the same gradient."""
     if coupling.slopes:
         return (view.logps_T * coupling.slopes[at]).sum()
-    return reduce(job.method.terms(view, job.options, job.mix), counts)
+    return reduce(job.method.terms(view, job.options), counts)
 
 
 def _total(loss: float, coupling: Coupling) -> float:

@@ -1,0 +1,268 @@
+"""A whole training run: train with the one loop, evaluate, checkpoint, go on after a stop, keep the best, save.
+
+`fit` may be killed at any step and called again with the same arguments: it goes on from the newest whole checkpoint and ends with the
+same metrics and weights, to the bit, as a run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt.errors import OptionError, PrefoptError, TrainingError
+from prefopt.pack.plan import Plan
+from prefopt.pack.prepare import Prepared
+from prefopt.rollout.policy import LanguageModel
+from prefopt.settings import TrackSettings
+from prefopt.training import checkpoint, distributed
+from prefopt.training.job import Job
+from prefopt.training.loop import NotFinite, evaluate, train_step
+from prefopt.training.lora import merged
+from prefopt.training.memory import explain_oom, is_oom
+from prefopt.training.optim import schedule
+from prefopt.training.progress import Progress
+from prefopt.training.setup import Setup, build_job
+from prefopt.training.signals import StopRequest
+from prefopt.training.track import Trackers, open_trackers
+from prefopt.types import Stat, TokenTree
+
+
+class Interrupted(PrefoptError):
+    """A signal ended the run after a step; the exit code is the shell's for that signal."""
+
+    def __init__(self, signal: str, step: int, total: int) -> None:
+        super().__init__(f"stopped by {signal} after step {step} of {total}", fix="the same command goes on from there")
+        self.exit_code = {"SIGINT": 130, "SIGTERM": 143}[signal]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Steps done, the last metrics of training and of the held-out data, where the model lies, and why it ended."""
+
+    steps: int
+    metrics: dict[str, float]
+    model: Path
+    stopped: str
+
+
+@dataclass
+class Progressed:
+    """What a checkpoint must hold besides weights, optimizer and reference."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track: TrackSettings | None = None) -> FitResult:
+    """Train `model` on `data` and leave the result in `out/model`.
+
+    Args:
+        setup: the method and its settings.
+        model: trained in place.
+        data: token trees; `heldout` may be empty.
+        out: the run folder: metrics.jsonl, checkpoints/, model/.
+        track: other places for metrics.
+
+    Raises:
+        OptionError: settings that contradict each other.
+        TrainingError: loss not finite, out of memory, disk full; with what to do about it.
+        Interrupted: SIGINT or SIGTERM, after a checkpoint.
+    """
+    distributed.start()
+    _check(setup, data)
+    out.mkdir(parents=True, exist_ok=True)
+    plan = Plan(len(data.train), setup.train.batch_size, setup.train.seed)
+    total = setup.train.steps if setup.train.steps is not None else math.ceil(setup.train.epochs * plan.steps_per_epoch)
+    with ExitStack() as stack:
+        progress = stack.enter_context(Progress(total, title=setup.method, rank=distributed.rank()))
+        job = build_job(setup, model, [*data.train, *data.heldout], stack, progress.say)
+        run = Run(setup, job, data, plan, total, out, progress)
+        run.resume()
+        first = distributed.rank() == 0
+        opened = open_trackers(track or TrackSettings(), out, step=run.at.step, config=_plain(setup)) if first else Trackers([])
+        trackers = stack.enter_context(opened)
+        stopped = run.train(trackers)
+        run.take_best()
+    model.model = merged(model.model, out)
+    if distributed.rank() == 0:
+        model.save(out / "model")
+    distributed.wait()
+    return FitResult(run.at.step, run.at.metrics, out / "model", stopped)
+
+
+@dataclass
+class Run:
+    """One run in progress."""
+
+    setup: Setup
+    job: Job
+    data: Prepared
+    plan: Plan
+    total: int
+    out: Path
+    progress: Progress
+    at: Progressed = field(default_factory=Progressed)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where they lie."""
+        return self.out / "checkpoints"
+
+    def train(self, trackers: Trackers) -> str:
+        """Steps until the end, a signal, or patience runs out; says which ("done", "early")."""
+        factor, train = schedule(self.setup.train, self.total), self.setup.train
+        with StopRequest() as stop:
+            while self.at.step < self.total:
+                self.step(factor(self.at.step), trackers)
+                last = self.at.step == self.total
+                if self.data.heldout and (last or (train.eval_every and self.at.step % train.eval_every == 0)):
+                    self.evaluate(trackers)
+                if not last and distributed.any_rank(bool(stop.requested)):
+                    self.save()
+                    raise Interrupted(stop.requested or "SIGTERM", self.at.step, self.total)
+                if train.save_every and self.at.step % train.save_every == 0:
+                    self.save()
+                if train.patience and self.at.waited >= train.patience:
+                    self.progress.say(f"{train.keep_best} has not improved for {train.patience} evaluations: stopping")
+                    return "early"
+        return "done"
+
+    def step(self, lr_factor: float, trackers: Trackers) -> None:
+        """One optimizer step, its metrics, and the reference's own step."""
+        trees = [self.data.train[i] for i in self.plan.step(self.at.step)]
+        try:
+            metrics = train_step(self.job, trees, self.at.step, lr_factor)
+        except NotFinite as error:
+            raise self._kept(error, trees) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_oom(error):
+                raise
+            raise explain_oom(error, step=self.at.step + 1, batch=self.job.looking_at, load=self.job.load) from error
+        self.at.step += 1
+        self.at.metrics = metrics | {"lr": self.setup.learning_rate * lr_factor, "epoch": self.at.step / self.plan.steps_per_epoch}
+        sync = self.setup.reference.sync_every
+        if sync and self.job.reference is not None and self.at.step % sync == 0:
+            self.job.reference.sync(self.job.model, self.setup.reference.sync_rate)
+        trackers.log(self.at.step, self.at.metrics)
+        self.progress.update(self.at.step, metrics)
+
+    def evaluate(self, trackers: Trackers) -> None:
+        """Held-out metrics; remembers the weights when they are the best so far."""
+        found = evaluate(self.job, self.data.heldout)
+        trackers.log(self.at.step, found)
+        self.at.metrics |= found
+        name = self.setup.train.keep_best
+        if name is None:
+            return
+        if name not in found:
+            raise OptionError(f"{name} is not measured", where="train.keep_best", fix="known: " + ", ".join(sorted(found)))
+        value = -found[name] if name.endswith("loss") else found[name]
+        if self.at.best is None or value > self.at.best:
+            self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
+            if distributed.rank() == 0:
+                weights = {key: t.detach() for key, t in self.job.optimizer.weights.masters.items()}
+                checkpoint.save(self.checkpoints / "best", self.at.step, weights, {}, keep=1)
+        else:
+            self.at.waited += 1
+
+    def take_best(self) -> None:
+        """Put the best weights back, when a metric was named to judge by."""
+        if self.at.best is None or self.at.best_step == self.at.step:
+            return
+        distributed.wait()
+        found = checkpoint.restore(self.checkpoints / "best")
+        if found is None:
+            raise TrainingError("the weights of the best step are gone", where=str(self.checkpoints / "best"), fix="run again")
+        weights = self.job.optimizer.weights
+        with torch.no_grad():
+            for name, master in weights.masters.items():
+                master.copy_(found.tensors[name])
+        weights.publish()
+        self.progress.say(f"keeping the weights of step {self.at.best_step}, the best {self.setup.train.keep_best}")
+
+    def save(self) -> None:
+        """Everything the run needs to go on."""
+        if distributed.rank() == 0:
+            reference = self.job.reference.state() if self.job.reference is not None else {}
+            tensors = {f"optimizer/{k}": t for k, t in self.job.optimizer.state().items()}
+            tensors |= {f"reference/{k}": t for k, t in reference.items()}
+            state = {
+                "fingerprint": self.fingerprint(),
+                "progress": dataclasses.asdict(self.at),
+                "shift": {k: list(v) for k, v in self.job.shift.items()},
+                "generator": checkpoint.generator_state(torch.default_generator),
+            }
+            checkpoint.save(self.checkpoints, self.at.step, tensors, state)
+        distributed.wait()
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of this very run, if there is one.
+
+        Raises:
+            TrainingError: the checkpoints are of other settings or other data.
+        """
+        found = checkpoint.restore(self.checkpoints, say=self.progress.say)
+        if found is None:
+            return
+        if found.state["fingerprint"] != self.fingerprint():
+            what = "this folder holds checkpoints of a run with other settings or data"
+            raise TrainingError(what, where=str(self.checkpoints), fix="choose another --out, or delete the folder to start again")
+        self.job.optimizer.load(_under("optimizer/", found.tensors))
+        if self.job.reference is not None:
+            self.job.reference.load(_under("reference/", found.tensors))
+        self.at = Progressed(**found.state["progress"])
+        self.job.shift = {k: Stat(*v) for k, v in found.state["shift"].items()}
+        checkpoint.set_generator_state(torch.default_generator, found.state["generator"])
+        self.progress.say(f"going on from step {self.at.step} of {self.total}")
+
+    def fingerprint(self) -> str:
+        """A hash of everything that decides the result: settings (but not when to save) and every token."""
+        plain = _plain(self.setup)
+        plain["train"].pop("save_every")
+        digest = hashlib.sha256(json.dumps([plain, self.total], sort_keys=True, default=str).encode())
+        for tree in (*self.data.train, *self.data.heldout):
+            digest.update(tree.prompt.tobytes() + b"|" + b"|".join(b.ids.tobytes() + b.scored.tobytes() for b in tree.branches))
+        return digest.hexdigest()
+
+    def _kept(self, error: NotFinite, trees: Sequence[TokenTree]) -> TrainingError:
+        """Write the rows that broke the run beside it, and say where."""
+        path, guilty = self.out / "not-finite.json", set(error.rows)
+        rows = [
+            {"where": t.where, "prompt_ids": t.prompt.tolist(), "completions_ids": [b.ids.tolist() for b in t.branches]}
+            for t in trees
+            if t.index in guilty
+        ]
+        path.write_text(json.dumps({"step": self.at.step + 1, "rows": rows}, indent=1))
+        fix = f"the batch is kept in {path}; lower train.learning_rate or train.grad_clip, or look at its rows"
+        return TrainingError(error.what, where=f"step {self.at.step + 1}", fix=fix)
+
+
+def _check(setup: Setup, data: Prepared) -> None:
+    train = setup.train
+    if not data.train:
+        raise OptionError("no rows are left to train on", where="data.path", fix="see the preflight table for why they were dropped")
+    if (train.keep_best or train.eval_every) and not data.heldout:
+        where = "train.keep_best" if train.keep_best else "train.eval_every"
+        raise OptionError("there is no held-out data to judge by", where=where, fix="set data.eval_path or data.eval_fraction")
+    if train.patience and not (train.keep_best and train.eval_every):
+        raise OptionError("patience needs a metric and evaluations", where="train.patience", fix="set train.keep_best and train.eval_every")
+
+
+def _plain(setup: Setup) -> dict[str, Any]:
+    return dataclasses.asdict(setup)
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,44 @@
+"""Low-rank adapters through peft, and the merged model they leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefopt.errors import OptionError
+from prefopt.settings import LoraSettings
+
+
+def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) -> Any:
+    """Wrap `model` so that only an adapter (and a reward model's head) learns; B starts at zero, A is drawn from `seed`.
+
+    Raises:
+        OptionError: lora.targets names no layer of this model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.targets,
+        task_type="SEQ_CLS" if scorer else "CAUSAL_LM",
+        modules_to_save=["score"] if scorer else None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            fix = "name layers of this model (q_proj, v_proj, ...) or use all-linear"
+            raise OptionError(str(error).split("\n")[0][:200], where="lora.targets", fix=fix) from error
+
+
+def merged(model: Any, out: Path) -> Any:
+    """The model with the adapter added into its weights; the adapter itself is kept in `out/adapter`."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    model.save_pretrained(out / "adapter")
+    return model.merge_and_unload()

@@ -1,0 +1,221 @@
+"""From a model and settings to a `Job`: adapter, precision, optimizer, reference and layout, each checked before the first step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from prefopt.errors import ModelError, OptionError, TrainingError
+from prefopt.losses.methods import METHODS, Method
+from prefopt.model.attention import NAME, packed_attention
+from prefopt.model.forward import base_of
+from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
+from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
+from prefopt.pack.plan import micro_batches
+from prefopt.pack.tree import Pairs
+from prefopt.rollout.policy import LanguageModel
+from prefopt.settings import LoraSettings, ModelSettings, ReferenceSettings, TrainSettings
+from prefopt.training import distributed
+from prefopt.training.job import Job
+from prefopt.training.lora import add_adapter
+from prefopt.training.memory import Load, free_memory, load_of, require
+from prefopt.training.optim import Optimizer
+from prefopt.types import TokenTree
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is asked of a run: the method with its options, and the sections of settings it reads."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    mix: Mapping[str, float] = field(default_factory=dict)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    reference: ReferenceSettings = field(default_factory=ReferenceSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    pairs: Pairs = "all"
+
+    @property
+    def row(self) -> Method:
+        """The method's row of METHODS with what is mixed in."""
+        return METHODS[self.method].mixed(self.mix)
+
+    @property
+    def learning_rate(self) -> float:
+        """The one asked for, or the method's own."""
+        return self.row.learning_rate if self.train.learning_rate is None else self.train.learning_rate
+
+    def check(self) -> None:
+        """Refuse combinations that cannot mean what they say.
+
+        Raises:
+            OptionError: an option that would be ignored or cannot work.
+        """
+        METHODS[self.method].check_options(self.options, self.mix)
+        asked = self.reference != ReferenceSettings()
+        if asked and not self.row.needs_reference:
+            raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
+        if self.reference.cache and self.reference.sync_every:
+            raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
+        if self.reference.cache and self.row.coupling == "mismatched_kl":
+            fix = "set reference.cache=false"
+            raise OptionError(
+                f"{self.method} measures prompts with other rows' completions, anew each epoch", where="reference.cache", fix=fix
+            )
+
+
+def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], stack: ExitStack, say: Say) -> Job:
+    """Everything a training step works with.
+
+    Args:
+        setup: what is asked.
+        model: the policy or reward model; with lora.rank its `model` is wrapped in place.
+        trees: all trees of training and held-out data, with distinct `index`.
+        stack: keeps the layout's attention in force until it is closed.
+        say: told what was decided.
+    """
+    setup.check()
+    torch.manual_seed(setup.train.seed + distributed.rank())
+    silence_dropout(base_of(model.model))
+    layout = choose_layout(setup.train, model, trees, say)
+    if setup.lora.rank:
+        model.model = add_adapter(base_of(model.model), setup.lora, scorer=setup.row.reads == "scores", seed=setup.train.seed)
+    precision = choose_precision(setup.train, model)
+    load = fitting_load(setup, model, trees, precision)
+    optimizer = Optimizer(model.model, setup.train, setup.learning_rate, precision)
+    distributed.assert_same(optimizer.weights.masters.values())
+    model.model.train()
+    lay_out = stack.enter_context(model.laid_out(layout, setup.pairs))
+    micros = micro_batches(trees, setup.train.micro_tokens, padded=layout == "padded")
+    reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.row.needs_reference else None
+    job = Job(
+        method=setup.row,
+        options=setup.options,
+        model=model.model,
+        optimizer=optimizer,
+        reference=reference,
+        lay_out=lay_out,
+        micro_tokens=setup.train.micro_tokens,
+        load=load,
+        padded=layout == "padded",
+    )
+    if reference is not None and setup.reference.path is None:
+        check_start(job, micros[0])
+    return job
+
+
+def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], precision: str) -> Load:
+    """What the run will hold in memory.
+
+    Raises:
+        TrainingError: more than the machine has; with the options that take less.
+    """
+    sizes = sorted((tree.packed_tokens for tree in trees), reverse=True)
+    base = base_of(model.model)
+    copied = setup.row.needs_reference and not setup.reference.cache and (setup.reference.path is not None or not setup.lora.rank)
+    load = load_of(
+        model.model,
+        setup.train,
+        precision=precision,
+        positions=sum(sizes[: setup.train.batch_size]),
+        longest=sizes[0],
+        reference=sum(p.numel() for p in base.parameters()) if copied else 0,
+        checkpointing=bool(getattr(base, "is_gradient_checkpointing", False)),
+    )
+    require(load, free_memory(model.device), loaded=load.stored)
+    return load
+
+
+def choose_layout(train: TrainSettings, model: LanguageModel, trees: Sequence[TokenTree], say: Say) -> str:
+    """Packed where the self-check allows it.
+
+    Raises:
+        ModelError: packed was demanded and does not hold.
+    """
+    if train.layout == "padded":
+        return "padded"
+    found = model.check(trees)
+    if found.layout == "packed":
+        say(f"self-check: packed and padded values agree within {found.difference:.1e}")
+    elif train.layout == "packed":
+        raise ModelError(f"this model cannot be trained packed: {found.reason}", where="train.layout", fix="set train.layout=auto")
+    else:
+        say(f"self-check: {found.reason}; training on the padded path, which is slower and gives the same result")
+    return found.layout
+
+
+def choose_precision(train: TrainSettings, model: LanguageModel) -> str:
+    """What the model computes in.
+
+    Raises:
+        OptionError: bf16 on a GPU that has none.
+    """
+    cuda = model.device.type == "cuda"
+    if train.precision == "auto":
+        return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+    if train.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
+        raise OptionError("this GPU has no bf16", where="train.precision", fix="set train.precision=fp32")
+    return train.precision
+
+
+def build_reference(
+    setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], micros: Sequence[Any], lay_out: Any, stack: ExitStack
+) -> Reference:
+    """The reference the settings ask for; without a path it is the policy as it starts, in the same precision."""
+    if setup.reference.path is not None:
+        frozen = _other_model(setup.reference.path, model)
+        if base_of(model.model).config._attn_implementation == NAME:
+            stack.enter_context(packed_attention(frozen))
+        reference: Reference = FrozenReference(frozen)
+    elif setup.lora.rank:
+        reference = AdapterReference(model.model)
+        frozen = None
+    elif setup.reference.cache:
+        return cached_reference(model.model, trees, micros, lay_out)
+    else:
+        frozen = copy.deepcopy(model.model)
+        reference = FrozenReference(frozen)
+    if setup.reference.cache:
+        return cached_reference(frozen if frozen is not None else base_of(model.model), trees, micros, lay_out)
+    return reference
+
+
+def _other_model(path: str, model: LanguageModel) -> Any:
+    """A reference from elsewhere; it must read the same tokens.
+
+    Raises:
+        ModelError: its vocabulary differs.
+    """
+    other = load_tokenizer(path).get_vocab()
+    if other != model.tokenizer.get_vocab():
+        what = f"the reference's vocabulary ({len(other)} tokens) is not the policy's ({len(model.tokenizer.get_vocab())})"
+        raise ModelError(what, where=path, fix="reference.path must be a model with the policy's own tokenizer")
+    frozen = load_causal(ModelSettings(path=path)).to(next(base_of(model.model).parameters()).dtype)
+    sizes = [m.get_output_embeddings().weight.shape[0] for m in (frozen, base_of(model.model))]
+    if sizes[0] != sizes[1]:
+        raise ModelError(f"the reference has {sizes[0]} output tokens, the policy {sizes[1]}", where=path, fix="use one vocabulary size")
+    return frozen
+
+
+@torch.no_grad()
+def check_start(job: Job, trees: Sequence[TokenTree]) -> None:
+    """A policy that has not moved must equal its reference: DPO's first loss is ln 2, every log-ratio 0.
+
+    Raises:
+        TrainingError: they differ, so every loss would be wrong.
+    """
+    view = job.look(job.lay_out(trees[:4]))
+    assert view.logps_T is not None
+    assert view.ref_logps_T is not None
+    difference = float((view.logps_T - view.ref_logps_T).abs().max()) if len(view.logps_T) else 0.0
+    tolerance = 1e-4 if next(base_of(job.model).parameters()).dtype == torch.float32 else 0.25
+    if not difference <= tolerance:
+        what = f"before the first step policy and reference differ by {difference:.2g} nats on a token"
+        raise TrainingError(what, where="reference", fix="clear the reference cache (PREFOPT_CACHE), or report this")

@@ -1,0 +1,251 @@
+"""The loop: what may not change the result (micro-batches, layout, interruption), and what must (method, reference, best step)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from prefopt.errors import ModelError, OptionError, TrainingError
+from prefopt.losses.methods import METHODS
+from prefopt.settings import LoraSettings, ReferenceSettings
+from prefopt.training import loop
+from prefopt.training.fit import Interrupted
+from tests.worlds import language_model, losses_of, metrics_of, run
+
+AT_REFERENCE = {
+    "dpo": math.log(2),
+    "cdpo": math.log(2),
+    "ipo": 25.0,
+    "hinge": 1.0,
+    "nca": 2 * math.log(2),
+    "kto": 0.5,
+    "apo_zero": 1.0,
+    "bco": math.log(2),
+}
+COUPLED = [name for name, row in METHODS.items() if row.coupling]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_saves_a_model_that_transformers_opens(method: str, tmp_path: Path) -> None:
+    found = run(tmp_path, method, heldout=4)
+    losses = losses_of(tmp_path)
+    assert len(losses) == found.steps == 4
+    assert all(map(math.isfinite, losses))
+    assert {"grad_norm", "lr", "eval/loss"} <= set(found.metrics)
+    scorer = METHODS[method].reads == "scores"
+    opened = (AutoModelForSequenceClassification if scorer else AutoModelForCausalLM).from_pretrained(found.model)
+    start = language_model(method).model.state_dict()
+    assert any(not torch.equal(weight, start[name]) for name, weight in opened.state_dict().items())
+
+
+@pytest.mark.parametrize(("method", "value"), AT_REFERENCE.items())
+def test_the_first_loss_is_the_one_theory_gives_at_policy_equal_reference(method: str, value: float, tmp_path: Path) -> None:
+    run(tmp_path, method, train={"steps": 1})
+    assert losses_of(tmp_path)[0] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "simpo", "orpo", "pl_dpo", "reward", "prm", *COUPLED])
+def test_micro_batches_and_layout_do_not_change_the_result(method: str, tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", method, heldout=5)
+    for name, train in {
+        "single": {"micro_tokens": 1},
+        "two": {"micro_tokens": 150},
+        "padded": {"layout": "padded", "micro_tokens": 60},
+    }.items():
+        other = run(tmp_path / name, method, heldout=5, train=train)
+        for mine, theirs in zip(metrics_of(tmp_path / "whole"), metrics_of(tmp_path / name), strict=True):
+            assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5), name
+        _assert_same_weights(whole.model, other.model, 2e-4)
+
+
+@pytest.mark.parametrize("method", ["dpo", "bco", "reward"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    method: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = {"steps": 7, "precision": precision, "micro_tokens": 200, "warmup": 2, "schedule": "cosine"}
+    extra = {} if method == "reward" else {"reference": ReferenceSettings(sync_every=2, sync_rate=0.5)}
+    straight = run(tmp_path / "straight", method, train=train, heldout=4, **extra)
+    _stop_after(monkeypatch, 4)
+    with pytest.raises(Interrupted, match="SIGTERM after step 4 of 7"):
+        run(tmp_path / "stopped", method, train=train, heldout=4, **extra)
+    monkeypatch.undo()
+    assert not (tmp_path / "stopped" / "model").exists()
+    resumed = run(tmp_path / "stopped", method, train=train, heldout=4, **extra)
+    assert metrics_of(tmp_path / "straight") == metrics_of(tmp_path / "stopped")
+    _assert_same_weights(straight.model, resumed.model, 0.0)
+
+
+def test_lora_dropout_survives_a_stop_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = LoraSettings(rank=2, dropout=0.3)
+    straight = run(tmp_path / "straight", lora=lora, train={"steps": 5})
+    _stop_after(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "stopped", lora=lora, train={"steps": 5})
+    monkeypatch.undo()
+    resumed = run(tmp_path / "stopped", lora=lora, train={"steps": 5})
+    assert metrics_of(tmp_path / "straight") == metrics_of(tmp_path / "stopped")
+    _assert_same_weights(straight.model, resumed.model, 0.0)
+
+
+def test_checkpoints_of_other_settings_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, train={"save_every": 2})
+    with pytest.raises(TrainingError, match="other settings or data"):
+        run(tmp_path, train={"save_every": 2, "learning_rate": 1e-4})
+
+
+def test_lora_trains_only_the_adapter_and_leaves_a_merged_model(tmp_path: Path) -> None:
+    found = run(tmp_path, lora=LoraSettings(rank=4), train={"learning_rate": 1e-2})
+    assert losses_of(tmp_path)[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert losses_of(tmp_path)[-1] < math.log(2)
+    assert (found.model.parent / "adapter" / "adapter_model.safetensors").exists()
+    merged, start = load_file(found.model / "model.safetensors"), language_model().model.state_dict()
+    assert not any("lora" in name for name in merged)
+    assert torch.equal(merged["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+    assert not torch.equal(merged["model.layers.0.self_attn.q_proj.weight"], start["model.layers.0.self_attn.q_proj.weight"])
+
+
+def test_a_reward_models_head_learns_beside_its_adapter(tmp_path: Path) -> None:
+    found = run(tmp_path, "reward", lora=LoraSettings(rank=4), train={"learning_rate": 1e-2})
+    start = language_model("reward").model.state_dict()
+    assert not torch.equal(load_file(found.model / "model.safetensors")["score.weight"], start["score.weight"])
+
+
+@pytest.mark.parametrize("method", ["dpo", "wpo", "pl_dpo"])
+@pytest.mark.parametrize("lora", [LoraSettings(), LoraSettings(rank=2)])
+def test_a_cached_reference_gives_the_same_run(method: str, lora: LoraSettings, tmp_path: Path) -> None:
+    kept = run(tmp_path / "kept", method, heldout=4, lora=lora)
+    for name in ("first", "second"):
+        cached = run(tmp_path / name, method, heldout=4, lora=lora, reference=ReferenceSettings(cache=True), train={"micro_tokens": 90})
+        for mine, theirs in zip(metrics_of(tmp_path / "kept"), metrics_of(tmp_path / name), strict=True):
+            assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+        _assert_same_weights(kept.model, cached.model, 2e-4)
+
+
+@pytest.mark.parametrize("lora", [LoraSettings(), LoraSettings(rank=2)])
+def test_a_hard_sync_puts_the_loss_back_to_its_start(lora: LoraSettings, tmp_path: Path) -> None:
+    train = {"steps": 6, "learning_rate": 1e-2, "warmup": 0}
+    run(tmp_path / "hard", lora=lora, train=train, reference=ReferenceSettings(sync_every=3))
+    losses = losses_of(tmp_path / "hard")
+    assert losses[3] == pytest.approx(math.log(2), rel=1e-4)
+    assert losses[2] < math.log(2) - 1e-3
+    run(tmp_path / "none", lora=lora, train=train, reference=ReferenceSettings(sync_every=3, sync_rate=0.0))
+    run(tmp_path / "off", lora=lora, train=train)
+    assert losses_of(tmp_path / "none") == pytest.approx(losses_of(tmp_path / "off"), rel=1e-5)
+
+
+def test_a_mixed_in_row_adds_its_loss(tmp_path: Path) -> None:
+    for name, method, mix in (("dpo", "dpo", {}), ("sft", "sft", {}), ("both", "dpo", {"sft": 0.5})):
+        run(tmp_path / name, method, mix=mix, train={"steps": 1})
+    first = {name: losses_of(tmp_path / name)[0] for name in ("dpo", "both")}
+    assert first["both"] > first["dpo"]
+
+
+def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
+    train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3}
+    found = run(tmp_path, heldout=6, train=train)
+    rows = [row for row in metrics_of(tmp_path) if "eval/loss" in row]
+    best = min(rows, key=lambda row: row["eval/loss"])
+    assert found.stopped == "early"
+    assert found.steps == best["step"] + 3
+    again = run(
+        tmp_path / "short", heldout=6, train=train | {"patience": 0, "steps": int(best["step"]), "schedule": "constant", "warmup": 0}
+    )
+    assert again.steps == best["step"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: Path) -> None:
+    model = language_model()
+    with torch.no_grad():
+        model.model.lm_head.weight[5] = float("nan")
+    with pytest.raises(TrainingError, match="loss of step 1 is nan") as caught:
+        run(tmp_path, "sft", model=model, train={"layout": "padded"})
+    kept = json.loads((tmp_path / "not-finite.json").read_text())
+    assert kept["rows"]
+    assert kept["rows"][0]["where"].startswith("rows.jsonl:")
+    assert "not-finite.json" in caught.value.fix
+
+
+def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> None:
+    run(tmp_path / "fp32", train={"steps": 12})
+    run(tmp_path / "bf16", train={"steps": 12, "precision": "bf16", "save_every": 12})
+    assert losses_of(tmp_path / "bf16") == pytest.approx(losses_of(tmp_path / "fp32"), abs=0.08)
+    saved = load_file(tmp_path / "bf16" / "checkpoints" / "step-00000012" / "tensors.safetensors")
+    assert {tensor.dtype for name, tensor in saved.items() if "weight/" in name} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"method": "sft", "reference": ReferenceSettings(cache=True)}, "no reference"),
+        ({"method": "kto", "reference": ReferenceSettings(cache=True)}, "other rows"),
+        ({"reference": ReferenceSettings(cache=True, sync_every=2)}, "cannot follow"),
+        ({"options": {"betta": 0.1}}, "betta"),
+        ({"options": {"beta": "big"}}, "beta"),
+        ({"train": {"keep_best": "eval/loss"}}, "held-out"),
+        ({"train": {"patience": 2}}, "patience"),
+        ({"heldout": 4, "train": {"keep_best": "eval/nothing"}}, "not measured"),
+        ({"lora": LoraSettings(rank=2, targets=["no_such_layer"])}, "no_such_layer"),
+        ({"rows": 0}, "no rows"),
+    ],
+)
+def test_settings_that_cannot_mean_what_they_say_are_refused(changes: dict, match: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=match):
+        run(tmp_path, changes.pop("method", "dpo"), **changes)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    other = language_model()
+    other.tokenizer.add_tokens(["another"])
+    other.model.resize_token_embeddings(98)
+    other.save(tmp_path / "other")
+    with pytest.raises(ModelError, match="vocabulary"):
+        run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")))
+
+
+def test_another_model_can_be_the_reference(tmp_path: Path) -> None:
+    language_model(seed=5).save(tmp_path / "other")
+    run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")))
+    assert losses_of(tmp_path / "run")[0] != pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "plain")
+    model = language_model()
+    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    run(tmp_path / "checkpointed", model=model)
+    assert losses_of(tmp_path / "plain") == pytest.approx(losses_of(tmp_path / "checkpointed"), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mamba", "gemma2", "gpt2", "mixtral"])
+def test_other_families_train(family: str, tmp_path: Path) -> None:
+    run(tmp_path, model=language_model(family=family))
+    assert losses_of(tmp_path)[0] == pytest.approx(math.log(2), rel=1e-4)
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Send this process SIGTERM in the middle of step number `steps`."""
+    real = loop.train_step
+
+    def stopping(job, trees, step, lr_factor):  # type: ignore[no-untyped-def]
+        if step + 1 == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(job, trees, step, lr_factor)
+
+    monkeypatch.setattr("prefopt.training.fit.train_step", stopping)
+
+
+def _assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
+    mine, theirs = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    for name, weight in mine.items():
+        torch.testing.assert_close(weight, theirs[name], atol=tolerance, rtol=tolerance)
