@@ -1,0 +1,167 @@
+"""What each kind of stage reads and writes. Importable without torch; `stages.py` does the work.
+
+A kind is a row of METHODS (it trains) or one of KINDS below. Its sections are those of `prefopt.settings`; its own options stand
+directly in the stage, as `beta: 0.1` does for `dpo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+from prefopt.pipeline.check import hints
+from prefopt.settings import DataSettings, LoraSettings, ModelSettings, ReferenceSettings, RolloutSettings, TrackSettings, TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsSettings:
+    """Rows that are read, not trained on."""
+
+    path: str | list[str]
+    """Required. Files, folders or hub names in any layout of `prefopt data check`."""
+    limit: int | None = None
+    """Use only the first rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldOptions:
+    """How much of the synthetic world is written down."""
+
+    seed: int = 0
+    pretrain: int = 4000
+    """Rows of plain text."""
+    sft: int = 4000
+    """Requests with an imperfect answer."""
+    prompts: int = 1000
+    """Requests to sample answers for."""
+    heldout: int = 300
+    """Requests of the evaluation, disjoint from all the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateOptions:
+    """The tokenizer and the shape of a new model with random weights."""
+
+    family: str = "llama"
+    """A transformers model type: llama, qwen3, gemma2, ..."""
+    vocab_size: int = 8192
+    """Tokens of the byte-level BPE, special tokens included; fewer where the text holds fewer."""
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int | None = None
+    """Key and value heads (grouped-query attention); as many as heads when not given."""
+    max_length: int = 512
+    """Longest sequence in tokens."""
+    tie_embeddings: bool = True
+    chat_template: str = "chatml"
+    """A built-in template (chatml, llama3, gemma, mistral, plain) or a Jinja file."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """The simulated annotators that choose between sampled answers."""
+
+    seed: int = 0
+    votes: int = 1
+    """Annotators asked for each pair; the majority is the label."""
+    pairs: int = 1
+    """Pairs taken from the answers to one prompt, at random without repetition."""
+    beta: float = 1.0
+    """Sharpness: P(a over b) = sigmoid(beta * (gold(a) - gold(b) + biases))."""
+    length_bias: float = 0.0
+    """Gold points an answer seems better for each 10 words it is longer."""
+    position_bias: float = 0.0
+    """Gold points the answer shown first seems better."""
+    flattery_bias: float = 0.0
+    """Gold points a flattering answer seems better."""
+    careless: float = 0.0
+    """Share of votes cast by a coin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What the model is measured on and against."""
+
+    suite: Literal["world", "pairs"] = "world"
+    """world: answers judged by the gold reward; pairs: accuracy on held-out preferences."""
+    baseline: str | None = None
+    """Another model to compare with."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """A kind without options of its own."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of stage: the sections it reads, its own options and the outputs later stages may refer to."""
+
+    name: str
+    sections: Mapping[str, type]
+    options: Mapping[str, Any]
+    """Option -> type."""
+    outputs: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Option -> value."""
+    reads_run: bool = False
+    """It reads all stages before it, whatever it refers to."""
+
+
+def _kind(name: str, outputs: tuple[str, ...], options: type, *, reads_run: bool = False, **sections: type) -> Kind:
+    return Kind(name, sections, hints(options), outputs, vars(options()), reads_run)
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        _kind("world", ("pretrain", "sft", "prompts", "heldout"), WorldOptions),
+        _kind("create", ("model",), CreateOptions, data=RowsSettings),
+        _kind("sample", ("data",), NoOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
+        _kind("label", ("data",), LabelOptions, data=RowsSettings),
+        _kind("evaluate", ("evaluation",), EvaluateOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
+        _kind("report", ("report",), NoOptions, reads_run=True),
+    )
+}
+SECTIONS: dict[str, type] = {
+    "model": ModelSettings,
+    "reference": ReferenceSettings,
+    "lora": LoraSettings,
+    "data": DataSettings,
+    "train": TrainSettings,
+    "rollout": RolloutSettings,
+    "track": TrackSettings,
+}
+MIX = "mix"
+"""The section of a weighted sum: `mix: {sft: 0.2}` adds 0.2 times the sft row's loss on the same data."""
+
+
+def names() -> list[str]:
+    """Every kind there is, methods first."""
+    from prefopt.losses.methods import METHODS
+
+    return [*METHODS, *KINDS]
+
+
+def get(name: str, mix: Mapping[str, Any] | None = None) -> Kind:
+    """A kind by name; a method reads `reference` where it or a row mixed in measures against one.
+
+    Raises:
+        KeyError: there is no such kind.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    from prefopt.losses.methods import METHODS
+
+    method = METHODS[name]
+    needs_reference = method.needs_reference or any(METHODS[m].needs_reference for m in mix or {} if m in METHODS)
+    unread = {"rollout"} if needs_reference else {"rollout", "reference"}
+    sections = {section: cls for section, cls in SECTIONS.items() if section not in unread}
+    types = get_type_hints(method.loss)
+    options = {option: types.get(option, type(default)) for option, default in method.options.items()}
+    return Kind(name, {**sections, MIX: dict}, options, ("model",), dict(method.options))

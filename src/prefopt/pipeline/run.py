@@ -1,0 +1,199 @@
+"""Run stages: each once, each whole, again only when something it depends on has changed.
+
+A stage lives in its own folder and is done when `outputs.json`, written last, is there and `record.json` carries the key the stage
+has now: the hash of its settings, of the files it reads and of the keys of the stages it takes from.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from prefopt.errors import OptionError
+from prefopt.pipeline import kinds, record
+from prefopt.pipeline.recipe import Recipe, Stage
+
+_INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path")}
+"""The settings that name files; those of a kind's own options are `baseline` and `chat_template`."""
+_OPTION_INPUTS = ("baseline", "chat_template")
+
+Say = Callable[[str], None]
+
+
+class Done(NamedTuple):
+    """What a stage's function hands back: its outputs (relative to its folder), facts for the record, and a line to print."""
+
+    outputs: Mapping[str, str]
+    facts: Mapping[str, Any]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may know besides its settings: the run's folder, the names of the stages before it and where to print."""
+
+    run: Path
+    before: tuple[str, ...] = ()
+    say: Say = print
+
+
+@dataclass
+class Finished:
+    """The stages that are done: their outputs (absolute paths) and keys by name."""
+
+    outputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+def run(recipe: Recipe, out: Path, say: Say = print) -> Finished:
+    """Every stage of a recipe in order, each in `out/<name>`; what is done already is not run again.
+
+    Raises:
+        PrefoptError: a stage cannot go on; the finished ones stay finished.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(out / "recipe.yaml", to_yaml(*recipe.stages))
+    finished = Finished()
+    for number, stage in enumerate(recipe.stages, 1):
+        title = f"[{number}/{len(recipe.stages)}] {stage.name}"
+        run_stage(stage, out / stage.name, finished, Context(out, tuple(finished.keys), say), title=title)
+    return finished
+
+
+def run_stage(
+    stage: Stage, folder: Path, finished: Finished, context: Context, *, title: str | None = None, replace: bool = True
+) -> Mapping[str, str]:
+    """One stage, unless it is done.
+
+    Args:
+        stage: its settings, references to earlier stages unresolved.
+        folder: where it lives.
+        finished: the stages before it; this one is added.
+        context: what it may know besides.
+        title: what progress lines call it.
+        replace: clear the folder when it holds another stage's or other settings' results; otherwise refuse.
+
+    Raises:
+        OptionError: the folder holds something that may not be cleared.
+    """
+    title = title or stage.name
+    parents = {name: finished.keys[name] for name in _parents(stage, context)}
+    inputs = {path: record.digest_path(path) for path in _inputs(stage)}
+    key = record.digest({"stage": _settings(stage), "parents": parents, "inputs": inputs})
+    finished.keys[stage.name] = key
+    if (outputs := _done(folder, key)) is not None:
+        context.say(f"{title}: already done")
+    else:
+        _make_room(stage, folder, key, replace=replace, say=context.say, title=title)
+        resolved = stage.resolve(finished.outputs)
+        entry = {"kind": stage.kind, "name": stage.name, "key": key, "stage": _settings(stage), "parents": parents, "inputs": inputs}
+        outputs = _execute(resolved, folder, entry, context, title)
+    finished.outputs[stage.name] = {name: str(folder / path) for name, path in outputs.items()}
+    return finished.outputs[stage.name]
+
+
+def to_yaml(*stages: Stage) -> str:
+    """Stages as a recipe that can be run again."""
+    return yaml.safe_dump({"stages": [_settings(s) for s in stages]}, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Context, title: str) -> Mapping[str, str]:
+    """Run a stage's function and write its record, then outputs.json."""
+    from prefopt.pipeline.stages import RUN, train
+
+    started, clock = record.now(), time.monotonic()
+    context.say(f"{title}: {stage.kind}" if stage.kind != stage.name else f"{title} ...")
+    entry = {**entry, **record.environment(), "seeds": _seeds(stage), "started": started}
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(folder / "recipe.yaml", to_yaml(stage))
+    record.write_json(folder / "record.json", entry)
+    done = RUN.get(stage.kind, train)(stage, folder, context)
+    seconds = time.monotonic() - clock
+    entry = {**entry, **done.facts, "ended": record.now(), "seconds": round(seconds, 1), "outputs": dict(done.outputs)}
+    record.write_json(folder / "record.json", entry)
+    record.write_json(folder / "outputs.json", dict(done.outputs))
+    context.say(f"{title}: {done.summary} ({seconds:.1f} s)")
+    return done.outputs
+
+
+def _done(folder: Path, key: str) -> Mapping[str, str] | None:
+    """The outputs of a stage that is finished under this key and whose outputs are still there."""
+    outputs, entry = record.read_json(folder / "outputs.json"), record.read_json(folder / "record.json")
+    if not isinstance(outputs, dict) or not isinstance(entry, dict) or entry.get("key") != key:
+        return None
+    return outputs if all((folder / path).exists() for path in outputs.values()) else None
+
+
+def _make_room(stage: Stage, folder: Path, key: str, *, replace: bool, say: Say, title: str) -> None:
+    """Leave a folder that is empty or holds a started run of this very stage, which goes on where it stopped."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError("is a file; a folder is needed", where=str(folder), fix="choose another --out")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    entry = record.read_json(folder / "record.json")
+    if not isinstance(entry, dict) or "key" not in entry:
+        raise OptionError(
+            "the folder holds files that are not a prefopt stage's", where=str(folder), fix="choose another --out or empty the folder"
+        )
+    if entry["key"] == key and not (folder / "outputs.json").exists():
+        say(f"{title}: going on where it stopped")
+        return
+    change = _changes(entry.get("stage", {}), _settings(stage))
+    if not replace:
+        raise OptionError(
+            f"the folder holds a run with other settings or inputs ({change})",
+            where=str(folder),
+            fix="choose another --out, or add --overwrite",
+        )
+    say(f"{title}: {change}; running again")
+    shutil.rmtree(folder)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs between two stages' settings, in one phrase."""
+    before, after = _flat(old), _flat(new)
+    changed = [f"{k}: {before.get(k)} -> {after.get(k)}" for k in {**before, **after} if before.get(k) != after.get(k)]
+    return ", ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "") if changed else "its inputs changed"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _settings(stage: Stage) -> dict[str, Any]:
+    """A stage as plain JSON values (tuples become lists), the form that is hashed and written."""
+    return _plain(stage.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _parents(stage: Stage, context: Context) -> list[str]:
+    """The stages this one takes from; a report takes from all before it."""
+    if stage.kind in kinds.KINDS and kinds.KINDS[stage.kind].reads_run:
+        return list(context.before)
+    return list(dict.fromkeys(name for name, _ in stage.references))
+
+
+def _inputs(stage: Stage) -> list[str]:
+    """The files, folders and hub names a stage reads that no earlier stage wrote."""
+    values = [getattr(stage.sections.get(section), name, None) for section, names in _INPUTS.items() for name in names]
+    values += [stage.options.get(name) for name in _OPTION_INPUTS]
+    paths = [path for value in values for path in (value if isinstance(value, list) else [value]) if isinstance(path, str)]
+    return [path for path in dict.fromkeys(paths) if "${" not in path]
+
+
+def _seeds(stage: Stage) -> dict[str, int]:
+    return {name: value for name, value in _flat(_settings(stage)).items() if name.split(".")[-1] == "seed"}
