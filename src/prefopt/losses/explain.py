@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 from prefopt.errors import OptionError, did_you_mean
 from prefopt.losses.columns import probe
@@ -74,7 +75,7 @@ def _lines(name: str, method: Method) -> list[str]:
 
 def _plain(value: object) -> str:
     """A default as a user would write it."""
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if value in (True, False, None) else str(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _prose(method: Method) -> str:

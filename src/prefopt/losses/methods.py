@@ -19,6 +19,7 @@ from torch import Tensor
 from prefopt.errors import OptionError, did_you_mean
 from prefopt.losses import listwise, metrics, pairwise, reward, supervised, unpaired
 from prefopt.losses.columns import COLUMNS, View, probe
+from prefopt.losses.numeric import require
 from prefopt.losses.ragged import segment_mean
 from prefopt.losses.reduce import Term
 from prefopt.types import Stat
@@ -141,6 +142,7 @@ class Method:
             if name not in self.options:
                 raise OptionError(f"this method reads no option '{name}'", fix=did_you_mean(name, self.options))
             check_type(name, value, hints[name])
+        require(options.get("beta", 1) > 0, "beta", options.get("beta"), "a positive number")
         for name, weight in (mix or {}).items():
             self._check_mix(name, weight)
         self.terms(probe(), options)

@@ -35,7 +35,7 @@ def segment_sum(values_T: Tensor, sequence_T: Tensor, sequences: int) -> Tensor:
     if values_T.shape != sequence_T.shape:
         raise ValueError(f"shapes differ: {tuple(values_T.shape)} and {tuple(sequence_T.shape)}")
     if sequences == 0:
-        return wide(values_T).new_zeros(0)
+        return wide(values_T)[:0]  # keeps its place in the graph
     return torch.segment_reduce(wide(values_T), "sum", lengths=lengths(sequence_T, sequences), initial=0.0, unsafe=True)
 
 

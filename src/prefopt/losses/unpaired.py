@@ -80,7 +80,8 @@ def bco(policy: Tensor, reference: Tensor, label: Tensor, *, delta: Tensor | flo
         policy: [S] summed log-probs of the policy, nats.
         reference: [S] of the reference.
         label: [S] bool, True for good.
-        delta: the reward shift, a scalar in reward units (see `reward_shift`), never differentiated.
+        delta: δ, half way between the mean rewards β r of good and of bad completions; a scalar in reward units, never differentiated.
+            TRL pools all completions instead, which differs when the classes are unequal.
         beta: strength of the tie to the reference, per nat.
 
     Returns:
@@ -89,23 +90,3 @@ def bco(policy: Tensor, reference: Tensor, label: Tensor, *, delta: Tensor | flo
     reward = beta * log_ratio(policy, reference)
     logit = reward - torch.as_tensor(delta, dtype=reward.dtype, device=reward.device).detach()
     return -F.logsigmoid(torch.where(label, logit, -logit))
-
-
-def reward_shift(policy: Tensor, reference: Tensor, label: Tensor, *, beta: float = 0.1) -> Tensor:
-    """BCO's δ: half way between the mean reward of good and of bad completions, (E_w[β r] + E_l[β r]) / 2.
-
-    The paper's form (arXiv 2404.04656, eq. 10), over the completions given: pass those of the whole optimizer step. TRL pools all
-    completions instead, which differs when the classes are unequal. Where one class is absent, the mean of the other.
-
-    Args:
-        policy: [S] summed log-probs of the policy, nats.
-        reference: [S] of the reference.
-        label: [S] bool, True for good.
-        beta: the loss's beta.
-
-    Returns:
-        A scalar without gradient.
-    """
-    reward = beta * log_ratio(policy.detach(), reference)
-    means = [reward[side].mean() for side in (label, ~label) if bool(side.any())]
-    return torch.stack(means).mean() if means else reward.new_zeros(())
