@@ -7,7 +7,15 @@ below; a field whose docstring starts with a requirement has none. Everything is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
+
+Count = Annotated[int, Ge(0)]
+Size = Annotated[int, Ge(1)]
+Share = Annotated[float, Ge(0), Le(1)]
+AtLeast0 = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +42,9 @@ class ReferenceSettings:
     """Another model than the one the training starts from."""
     cache: bool = False
     """Compute its log-probs once, keep them on disk, and free its memory."""
-    sync_every: int = 0
+    sync_every: Count = 0
     """Move the reference towards the policy every so many steps (TR-DPO, arXiv 2404.09656); 0 is never."""
-    sync_rate: float = 1.0
+    sync_rate: Share = 1.0
     """reference <- rate * policy + (1 - rate) * reference; 1 copies."""
 
 
@@ -44,10 +52,10 @@ class ReferenceSettings:
 class LoraSettings:
     """Low-rank adapters instead of all weights; off while rank is 0."""
 
-    rank: int = 0
-    alpha: float | None = None
+    rank: Count = 0
+    alpha: Positive | None = None
     """Scale of the update; 2 * rank when not given."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     targets: str | list[str] = "all-linear"
 
 
@@ -59,20 +67,20 @@ class DataSettings:
     """Required. Files, folders or hub names in any layout of `prefopt data check`."""
     eval_path: str | list[str] | None = None
     """Held-out rows; otherwise eval_fraction of the groups of `path`."""
-    eval_fraction: float = 0.0
-    limit: int | None = None
+    eval_fraction: Share = 0.0
+    limit: Size | None = None
     """Use only the first rows."""
     chat: bool = False
     """Read string prompts as a user's turn and string answers as the assistant's, so that they go through the chat template."""
-    max_length: int | None = None
+    max_length: Size | None = None
     """Longest prompt + completion in tokens; the model's own limit when not given."""
     truncation: Literal["error", "drop", "prompt_left", "completion_right"] = "error"
     """What happens to longer rows: refuse, drop the row, cut the prompt's start, or cut the completions' ends."""
-    max_truncated: float = 0.01
+    max_truncated: Share = 0.01
     """Share of rows that may be cut or dropped for their length before the run refuses."""
-    max_lost_eos: float = 0.0
+    max_lost_eos: Share = 0.0
     """Share of completions that may lose their stop token before the run refuses."""
-    max_dropped: float = 0.01
+    max_dropped: Share = 0.01
     """Share of rows that may be dropped for other reasons (empty, identical) before the run refuses."""
     pairs: Literal["all", "best_worst"] = "all"
     """Which pairs a pairwise method takes from a ranking of K > 2."""
@@ -82,33 +90,33 @@ class DataSettings:
 class TrainSettings:
     """The optimization."""
 
-    steps: int | None = None
+    steps: Size | None = None
     """Optimizer steps; when not given, what `epochs` takes."""
-    epochs: float = 1.0
-    batch_size: int = 32
+    epochs: Positive = 1.0
+    batch_size: Size = 32
     """Prompts per optimizer step, over all ranks."""
-    micro_tokens: int = 16384
+    micro_tokens: Size = 16384
     """Packed positions per forward pass, the memory knob; never changes the result."""
-    learning_rate: float | None = None
+    learning_rate: Positive | None = None
     """When not given, the method's own (prefopt methods NAME)."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup: float = 0.05
+    warmup: AtLeast0 = 0.05
     """Steps of linear warm-up, or their share of all steps when below 1."""
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0
+    weight_decay: AtLeast0 = 0.0
+    grad_clip: AtLeast0 = 1.0
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bf16 with fp32 master weights and optimizer state; auto is bf16 on a GPU, fp32 on a CPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
-    seed: int = 0
-    eval_every: int = 0
+    seed: Count = 0
+    eval_every: Count = 0
     """Steps between evaluations on the held-out split; 0 is only at the end."""
-    save_every: int = 0
+    save_every: Count = 0
     """Steps between checkpoints; 0 is only when interrupted."""
     keep_best: str | None = None
     """A held-out metric ("eval/loss", "eval/rewards/accuracies"): the model of its best evaluation is the one kept."""
-    patience: int = 0
+    patience: Count = 0
     """Stop after so many evaluations without a better keep_best; 0 is never."""
     layout: Literal["auto", "packed", "padded"] = "auto"
     """auto packs prompts and completions as trees where the self-check allows, else pads and says so."""
@@ -120,16 +128,16 @@ class TrainSettings:
 class RolloutSettings:
     """How completions are sampled."""
 
-    samples: int = 1
+    samples: Size = 1
     """Completions per prompt."""
-    max_new_tokens: int = 256
-    temperature: float = 1.0
+    max_new_tokens: Size = 256
+    temperature: AtLeast0 = 1.0
     """0 is greedy."""
-    top_p: float = 1.0
+    top_p: Share = 1.0
     engine: Literal["local"] = "local"
-    batch_size: int = 64
+    batch_size: Size = 64
     """Sequences decoded together."""
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

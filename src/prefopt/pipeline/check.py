@@ -72,7 +72,7 @@ def check_value(hint: Any, value: Any, where: str) -> Any:
         choices = [c for c in _choices(hint) if isinstance(value, str)]
         fix = did_you_mean(value, choices) if choices else ""
         raise OptionError(
-            f"expected {describe(hint)}, found {found(value)}", where=where, fix=fix if fix.startswith("did") else "change this value"
+            f"expected {describe(hint)}, found {found(value)}", where=where, fix=fix if fix.startswith("did") else ""
         ) from None
 
 
@@ -92,7 +92,7 @@ def describe(hint: Any) -> str:
     """A type in words: "a whole number of at least 1", "linear or cosine", "text, a list of text or null"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [f"{_BOUNDS[k]} {v:g}" for m in args[1:] for k, v in vars(m).items() if k in _BOUNDS]
+        bounds = [f"{_BOUNDS[k]} {v:g}" for m in args[1:] for k, v in dataclasses.asdict(m).items()]
         return " ".join([describe(args[0]), " and ".join(bounds)]).strip()
     if origin is Literal:
         return _either([str(a) for a in args])
@@ -109,8 +109,9 @@ def found(value: Any) -> str:
     """A value as the message quotes it, short, with its kind where that is the surprise."""
     text = repr(value) if isinstance(value, str) else json.dumps(value)
     text = text if len(text) <= 60 else text[:57] + "..."
-    kind = "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else describe(type(value))
-    return f"{text} ({kind})" if value is not None else "null"
+    if value is None or isinstance(value, str):
+        return text
+    return f"{text} ({'a mapping' if isinstance(value, dict) else 'a list' if isinstance(value, list) else describe(type(value))})"
 
 
 def _choices(hint: Any) -> list[str]:

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from prefopt.pipeline.check import hints
-from prefopt.settings import DataSettings, LoraSettings, ModelSettings, ReferenceSettings, RolloutSettings, TrackSettings, TrainSettings
+from prefopt.settings import (
+    Count,
+    DataSettings,
+    LoraSettings,
+    ModelSettings,
+    ReferenceSettings,
+    RolloutSettings,
+    Size,
+    TrackSettings,
+    TrainSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +30,7 @@ class RowsSettings:
 
     path: str | list[str]
     """Required. Files, folders or hub names in any layout of `prefopt data check`."""
-    limit: int | None = None
+    limit: Size | None = None
     """Use only the first rows."""
 
 
@@ -28,15 +38,15 @@ class RowsSettings:
 class WorldOptions:
     """How much of the synthetic world is written down."""
 
-    seed: int = 0
-    pretrain: int = 4000
-    """Rows of plain text."""
-    sft: int = 4000
+    seed: Count = 0
+    pretrain: Size = 8000
+    """Rows of plain text about the town."""
+    sft: Size = 16000
     """Requests with an imperfect answer."""
-    prompts: int = 1000
+    prompts: Size = 1500
     """Requests to sample answers for."""
-    heldout: int = 300
-    """Requests of the evaluation, disjoint from all the others."""
+    heldout: Size = 300
+    """Requests for the evaluation, phrased as no other file does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,41 +55,35 @@ class CreateOptions:
 
     family: str = "llama"
     """A transformers model type: llama, qwen3, gemma2, ..."""
-    vocab_size: int = 8192
+    vocab_size: Size = 8192
     """Tokens of the byte-level BPE, special tokens included; fewer where the text holds fewer."""
-    hidden_size: int = 256
-    intermediate_size: int = 768
-    layers: int = 4
-    heads: int = 4
-    kv_heads: int | None = None
+    hidden_size: Size = 256
+    intermediate_size: Size = 768
+    layers: Size = 4
+    heads: Size = 4
+    kv_heads: Size | None = None
     """Key and value heads (grouped-query attention); as many as heads when not given."""
-    max_length: int = 512
+    max_length: Size = 512
     """Longest sequence in tokens."""
     tie_embeddings: bool = True
     chat_template: str = "chatml"
     """A built-in template (chatml, llama3, gemma, mistral, plain) or a Jinja file."""
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """The simulated annotators that choose between sampled answers."""
+    """The simulated annotators who choose between sampled answers."""
 
-    seed: int = 0
-    votes: int = 1
-    """Annotators asked for each pair; the majority is the label."""
-    pairs: int = 1
-    """Pairs taken from the answers to one prompt, at random without repetition."""
-    beta: float = 1.0
-    """Sharpness: P(a over b) = sigmoid(beta * (gold(a) - gold(b) + biases))."""
-    length_bias: float = 0.0
-    """Gold points an answer seems better for each 10 words it is longer."""
-    position_bias: float = 0.0
-    """Gold points the answer shown first seems better."""
-    flattery_bias: float = 0.0
-    """Gold points a flattering answer seems better."""
-    careless: float = 0.0
-    """Share of votes cast by a coin."""
+    annotators: str | list[str] = "gold"
+    """Who is asked, by name: gold, brisk, polite, easy (prefopt.world.ANNOTATORS)."""
+    votes: Size = 1
+    """Annotators asked for each pair, drawn at random; the label is what most of them said."""
+    pairs: Size = 1
+    """Pairs of different answers taken from each prompt, at random."""
+    ties: Literal["drop", "keep"] = "drop"
+    """What happens to pairs without a winner; dropped ones are counted in the record."""
+    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ class EvaluateOptions:
     """world: answers judged by the gold reward; pairs: accuracy on held-out preferences."""
     baseline: str | None = None
     """Another model to compare with."""
-    seed: int = 0
+    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +163,9 @@ def get(name: str, mix: Mapping[str, Any] | None = None) -> Kind:
     from prefopt.losses.methods import METHODS
 
     method = METHODS[name]
-    needs_reference = method.needs_reference or any(METHODS[m].needs_reference for m in mix or {} if m in METHODS)
+    needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference
     unread = {"rollout"} if needs_reference else {"rollout", "reference"}
     sections = {section: cls for section, cls in SECTIONS.items() if section not in unread}
     types = get_type_hints(method.loss)
-    options = {option: types.get(option, type(default)) for option, default in method.options.items()}
-    return Kind(name, {**sections, MIX: dict}, options, ("model",), dict(method.options))
+    options = {option: types[option] for option in method.options}
+    return Kind(name, {**sections, MIX: dict}, options, ("model",), method.options)

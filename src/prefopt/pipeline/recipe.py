@@ -185,7 +185,9 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
     """Set one `key=value`: in the stage it names, or in every stage that reads the key."""
     head, *rest = override.key
     by_name = {stage.name: i for i, stage in enumerate(stages)}
-    if head in by_name and head not in (*SECTIONS, MIX) and rest:
+    if override.key[-1] in _OWN_KEYS:
+        raise OptionError("a stage's kind and name are the recipe's", where=f"{COMMAND_LINE}: {override.dotted}", fix="edit the recipe")
+    if head in by_name and rest:
         source.put(("stages", by_name[head], *rest), override.value, COMMAND_LINE)
         return
     readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
@@ -224,16 +226,19 @@ def _unread(stages: Sequence[_Head], override: Override) -> OptionError:
         if key[1] in hints(SECTIONS[key[0]]):
             return OptionError(f"not read by {here}", where=where, fix="leave it out")
         return OptionError("unknown key", where=where, fix=did_you_mean(key[1], hints(SECTIONS[key[0]])))
-    known = [f"{section}.{name}" for stage in stages for section in stage.kind.sections for name in _keys(stage.kind, section)]
-    known += [option for stage in stages for option in stage.kind.options]
-    return OptionError(f"not an option of {here}", where=where, fix=_suggest(override.dotted, known))
+    known = [name for stage in stages for name in _every_key(stage.kind)]
+    return OptionError(f"not an option of {here}", where=where, fix=_suggest(override.dotted, known) or "prefopt methods NAME shows them")
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """The key that ends in `name` (learning_rate -> train.learning_rate), or else the one most like it."""
-    known = list(dict.fromkeys(known))
+def _every_key(kind: Kind) -> list[str]:
+    return [*kind.options, *kind.sections, *(f"{section}.{name}" for section in kind.sections for name in _keys(kind, section))]
+
+
+def _suggest(name: str, known: Sequence[str]) -> str:
+    """The key that ends in `name` (learning_rate -> train.learning_rate), or else the one most like it; "" where none is."""
     inside = [k for k in known if k.endswith(f".{name}")]
-    return f"did you mean '{inside[0]}'?" if inside else did_you_mean(name, known)
+    near = f"did you mean '{inside[0]}'?" if inside else did_you_mean(name, known)
+    return near if near.startswith("did") else ""
 
 
 def _stage(source: Source, i: int, name: str, kind: Kind) -> Stage:
@@ -247,7 +252,21 @@ def _stage(source: Source, i: int, name: str, kind: Kind) -> Stage:
         for option, hint in kind.options.items()
     }
     sections = {s: check(cls, _section(values, s), source, (*key, s), s) for s, cls in kind.sections.items() if s != MIX}
-    return Stage(kind=kind.name, name=name, sections=sections, options=options, mix=_mix(source, (*key, MIX), _section(values, MIX)))
+    mix = _mix(source, (*key, MIX), _section(values, MIX))
+    if kind.name not in kinds.KINDS:
+        _check_method(source, key, kind.name, options, mix)
+    return Stage(kind=kind.name, name=name, sections=sections, options=options, mix=mix)
+
+
+def _check_method(source: Source, key: Key, name: str, options: Mapping[str, Any], mix: Mapping[str, float]) -> None:
+    """What the method itself says of its options' values (domains, what may be mixed in), with the place in the recipe."""
+    from prefopt.losses.methods import METHODS
+
+    try:
+        METHODS[name].check_options(options, mix)
+    except OptionError as error:
+        place = tuple(error.where.split(".")) if error.where else ()
+        raise OptionError(error.what, where=f"{source.at((*key, *place))}: {error.where or name}", fix=error.fix) from None
 
 
 def _section(values: Mapping[str, Any], section: str) -> Any:
@@ -261,10 +280,8 @@ def _unknown(source: Source, key: Key, kind: Kind) -> OptionError:
     where = f"{source.at(key)}: {given}"
     if given in (*SECTIONS, MIX):
         return OptionError(f"{kind.name} does not read this section", where=where, fix="it reads " + ", ".join(kind.sections))
-    known = [*kind.options, *kind.sections, *_OWN_KEYS, *(f"{s}.{n}" for s in kind.sections for n in _keys(kind, s))]
-    near = _suggest(given, known)
-    options = ", ".join([*kind.options, *kind.sections])
-    return OptionError(f"not an option of {kind.name}", where=where, fix=near if near.startswith("did") else f"it reads {options}")
+    fix = _suggest(given, [*_every_key(kind), *_OWN_KEYS]) or "it reads " + ", ".join([*kind.options, *kind.sections])
+    return OptionError(f"not an option of {kind.name}", where=where, fix=fix)
 
 
 def _mix(source: Source, key: Key, values: Any) -> dict[str, float]:
