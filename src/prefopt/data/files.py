@@ -35,9 +35,9 @@ def find(path: str) -> list[str]:
         DataError: nothing is there, or a folder mixes training and test files.
     """
     place = Path(path)
-    if place.is_dir() and not _is_saved_dataset(place):
+    if place.is_dir() and not _is_saved_dataset(path):
         return _files_of(place)
-    if place.exists() or _HUB_NAME.fullmatch(path.partition(":")[0]):
+    if place.exists() or _is_saved_dataset(path) or _is_hub_name(path):
         return [path]
     siblings = [p.name for p in place.parent.iterdir()] if place.parent.is_dir() else []
     hint = did_you_mean(place.name, siblings) if siblings and len(siblings) < 200 else ""
@@ -54,7 +54,21 @@ def _files_of(folder: Path) -> list[str]:
     return [str(p) for p in files]
 
 
-def _is_saved_dataset(folder: Path) -> bool:
+def _is_hub_name(path: str) -> bool:
+    """Whether a path that is not there can be "owner/name" or "owner/name:split": not a file's name, not in a folder we have."""
+    name = _name_and_split(path)[0]
+    return bool(_HUB_NAME.fullmatch(name)) and not _kind(Path(name)) and not Path(name).parent.is_dir()
+
+
+def _name_and_split(path: str) -> tuple[str, str]:
+    """What stands before and after a last ":"; a path that is there has no split."""
+    name, colon, split = path.rpartition(":")
+    return (name, split) if colon and not Path(path).exists() else (path, "")
+
+
+def _is_saved_dataset(path: str) -> bool:
+    """Whether `path`, its split aside, is a folder that the datasets library wrote."""
+    folder = Path(_name_and_split(path)[0])
     return (folder / "dataset_dict.json").exists() or (folder / "state.json").exists()
 
 
@@ -71,7 +85,7 @@ def raw_rows(path: str) -> Iterator[RawRow]:
         DataError: the file cannot be opened, decoded or parsed; names the line.
     """
     place = Path(path)
-    if place.is_dir() or not place.exists():
+    if _is_saved_dataset(path) or _is_hub_name(path):
         yield from _from_datasets(path)
         return
     readers = {".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
@@ -116,7 +130,7 @@ def _json_lines(stream: IO[str], name: str) -> Iterator[tuple[str, Any]]:
             continue
         where = f"{name}:{number}"
         try:
-            yield where, json.loads(line)
+            yield where, json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             raise DataError(f"malformed JSON: {error.msg} at column {error.colno}", where=where, fix=_JSON_FIX) from None
         except (ValueError, RecursionError) as error:
@@ -197,13 +211,14 @@ def _malformed(message: str, where: str) -> DataError:
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 
-_TYPED_CELLS = frozenset(
-    ("label", "labels", "scores", "ranks", "margin", "score_chosen", "score_rejected", "steps", "votes", "tools", "meta", "history")
+_TYPED_CELLS = (
+    *("label", "labels", "scores", "ranks", "margin", "score_chosen", "score_rejected", "steps", "completions", "votes"),
+    *("messages", "conversations", "history", "tools", "meta"),
 )
 
 
 def _csv(path: Path) -> Iterator[RawRow]:
-    """Cells are text; those of columns that cannot be text, and lists of messages, are read as JSON."""
+    """A header and a row a line, or over several lines where a quoted cell holds a line break."""
     csv.field_size_limit(sys.maxsize)
     with _open_text(path) as stream:
         delimiter = "\t" if ".tsv" in path.suffixes else ","
@@ -217,19 +232,27 @@ def _csv(path: Path) -> Iterator[RawRow]:
                     raise DataError(what, where=where, fix="quote cells that hold the delimiter or a line break")
                 yield RawRow(where, {name: _cell(name, value) for name, value in cells.items()})
         except csv.Error as error:
-            raise DataError(f"malformed CSV: {error}", where=f"{path}:{reader.line_num}", fix="quote every text cell") from None
+            raise DataError(f"malformed CSV: {error}", where=f"{path}:{reader.line_num + 1}", fix="quote every text cell") from None
 
 
 def _cell(name: str, value: str) -> Any:
-    """A CSV cell as JSON where its column or its look ("[{...") says so; an empty cell of such a column is null."""
-    if name in _TYPED_CELLS and not value.strip():
+    """A CSV cell; JSON in a column that cannot be text (empty is null there), and messages ("[{...") in any column."""
+    typed = name in _TYPED_CELLS
+    if typed and not value.strip():
         return None
-    if name not in _TYPED_CELLS and not re.match(r"\s*\[\s*[{\"]", value):
+    if not typed and not re.match(r"\s*\[\s*\{", value):
         return value
     try:
-        return json.loads(value if value not in ("True", "False") else value.lower())
+        parsed = json.loads(value.lower() if value in ("True", "False", "TRUE", "FALSE") else value)
     except (ValueError, RecursionError):
         return value
+    return parsed if typed or _are_messages(parsed) else value
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(v, dict) and ({"role", "content"} <= v.keys() or {"from", "value"} <= v.keys()) for v in value
+    )
 
 
 def _parquet(path: Path) -> Iterator[RawRow]:
@@ -250,7 +273,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
 
 def _from_datasets(path: str) -> Iterator[RawRow]:
     """A folder written by `Dataset.save_to_disk`, or a hub name, with ":split" after it where it is not the train split."""
-    name, _, split = path.partition(":")
+    name, split = _name_and_split(path)
     rows = _load_dataset(name, split)
     for number, fields in enumerate(rows, 1):
         yield RawRow(f"{path}:{number}", fields)

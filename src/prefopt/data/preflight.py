@@ -22,8 +22,9 @@ from prefopt.settings import DataSettings
 from prefopt.types import Example, Stat, Text, TokenTree
 
 EMPTY, IDENTICAL, TIE = "empty completion", "identical completions", "tie, no preference"
-TOO_LONG, IDENTICAL_CUT, UNSCORED = "longer than max_length", "identical after truncation", "nothing to score"
-MENDABLE = (EMPTY, IDENTICAL, UNSCORED)
+TOO_LONG, IDENTICAL_CUT = "longer than max_length", "identical after truncation"
+UNSCORED, UNLABELLED = "nothing to score", "no labelled step"
+MENDABLE = (EMPTY, IDENTICAL, UNSCORED, UNLABELLED)
 """Reasons that data.max_dropped bounds. Length has a bound of its own, and a tie is sound data that a pairwise method cannot use."""
 
 PROMPT_CUT, COMPLETION_CUT, LOST_EOS = "prompt cut on the left", "completion cut on the right", "completions without their stop token"
@@ -172,7 +173,7 @@ class Preflight:
             return self.drop(IDENTICAL_CUT, tree.where)
         self.sequences += len(tree.branches)
         self.note(PROMPT_CUT, tree.where, int(len(tree.prompt) < len(was.prompt)))
-        self.note(COMPLETION_CUT, tree.where, int(tree.branches is not was.branches))
+        self.note(COMPLETION_CUT, tree.where, sum(len(b.ids) < len(a.ids) for a, b in zip(was.branches, tree.branches, strict=True)))
         self._special_tokens(tree)
         self._compare("tokens", tree.branches, [int(branch.scored.sum()) for branch in tree.branches])
         self.tokens.update(

@@ -48,6 +48,8 @@ def read(paths: str | Sequence[str], *, limit: int | None = None) -> Iterator[Ex
     Raises:
         DataError: nothing to read, or a row that does not fit the layout of its file.
     """
+    if limit is not None and limit < 1:
+        raise DataError(f"data.limit={limit} leaves no rows", fix="set it to 1 or more, or leave it out")
     examples = (table.parse(row) for table in tables(paths) for row in table.rows)
     yield from itertools.islice(examples, limit)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prefopt.data.formats import as_chat, closest, renaming
-from prefopt.data.preflight import FITS, SEEN_PROMPT, TIE, TOO_LONG, Preflight, Renderer, kind_of
+from prefopt.data.preflight import FITS, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
 from prefopt.data.read import read
 from prefopt.data.split import overlap, split
 from prefopt.data.truncate import truncate
@@ -39,6 +39,7 @@ def prepare(settings: DataSettings, renderer: Renderer, *, data: str, max_length
     Raises:
         DataError: rows that cannot be read or do not fit the method, or data beyond a bound of the preflight.
     """
+    _check(settings)
     preflight = Preflight(renderer, _limit(settings.max_length, max_length))
     train = _trees(settings.path, 0, settings, data, preflight)
     heldout: list[TokenTree] = []
@@ -46,11 +47,21 @@ def prepare(settings: DataSettings, renderer: Renderer, *, data: str, max_length
         heldout = _trees(settings.eval_path, len(train), settings, data, preflight)
     elif settings.eval_fraction:
         train, heldout = split(train, settings.eval_fraction, seed)
+        if train and not heldout:
+            fix = "set data.eval_path to other rows, or leave data.eval_fraction out"
+            raise DataError("all rows are of one group or prompt, so none can be held out", where=train[0].where, fix=fix)
     for where in overlap(train, heldout):
         preflight.note(SEEN_PROMPT, where)
     preflight.kept.update(train=len(train), heldout=len(heldout))
     preflight.enforce(settings)
     return Prepared(train, heldout, preflight)
+
+
+def _check(settings: DataSettings) -> None:
+    if not 0 <= settings.eval_fraction < 1:
+        raise DataError(f"data.eval_fraction={settings.eval_fraction} is not in [0, 1)", fix="0.05 holds out a twentieth of the groups")
+    if settings.eval_path is not None and settings.eval_fraction:
+        raise DataError("data.eval_path and data.eval_fraction are both set", fix="leave one out: held-out rows come from one place")
 
 
 def _limit(asked: int | None, model: int | None) -> int | None:
@@ -90,6 +101,8 @@ def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, pref
         ranks = {completion.rank for completion in fitted.completions}
         if data in ("pairs", "rankings", "labels") and ranks == {0}:
             preflight.drop(TIE, example.where)
+        elif data == "steps" and all(label is None for c in fitted.completions for label in c.step_labels):
+            preflight.drop(UNLABELLED, example.where)
         else:
             yield fitted
 
