@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefopt.errors import ModelError
 from prefopt.types import IntArray
 
 if TYPE_CHECKING:
@@ -46,18 +47,21 @@ class Tokens:
     def follow(self, texts: Sequence[tuple[str, str]]) -> list[IntArray]:
         """Ids of each second text as it stands after the first, never merged with it.
 
-        A tokenizer that puts a space before every text would do so in the middle of a conversation too, so it is given the
-        control token that comes before, or a line break, to put it there, and that is cut off again.
-        """
-        anchors = [self._anchor(before) for before, _ in texts]
-        skip = {anchor: len(self.encode([anchor])[0]) if anchor else 0 for anchor in set(anchors)}
-        ids = self.encode([anchor + text for anchor, (_, text) in zip(anchors, texts, strict=True)])
-        return [np.asarray(row[skip[anchor] :], dtype=np.int32) for anchor, row in zip(anchors, ids, strict=True)]
+        A tokenizer that puts a space before every text would do so in the middle of a conversation too, so it is given something
+        else to put it before, which is cut off again: the control token that comes before, or a character that does not merge.
 
-    def _anchor(self, before: str) -> str:
+        Raises:
+            ModelError: it merges all the same.
+        """
+        anchors = [self._anchor(before, text) for before, text in texts]
+        heads = {anchor: self.encode([anchor])[0] if anchor else [] for anchor in set(anchors)}
+        ids = self.encode([anchor + text for anchor, (_, text) in zip(anchors, texts, strict=True)])
+        return [np.asarray(_without(heads[anchor], row), dtype=np.int32) for anchor, row in zip(anchors, ids, strict=True)]
+
+    def _anchor(self, before: str, text: str) -> str:
         if not (self._pads and before):
             return ""
-        return next((token for token in self.control if before.endswith(token)), "\n")
+        return next((token for token in self.control if before.endswith(token)), "x" if text[:1].isspace() else "\n")
 
     def decode(self, ids: Sequence[int] | IntArray, *, control: bool = False) -> str:
         """Text of ids; control tokens are left out unless asked for."""
@@ -83,6 +87,15 @@ class Tokens:
         rules: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {"vocab": self.tokenizer.get_vocab()}
         rules |= {"padding": None, "truncation": None}  # state of the last call, not part of the tokenizer
         return rules | {"special": {key: str(value) for key, value in self.tokenizer.special_tokens_map.items()}}
+
+
+def _without(head: list[int], ids: list[int]) -> list[int]:
+    if ids[: len(head)] != head:
+        raise ModelError(
+            "the tokenizer merges an answer with what comes before it, so prompts and answers cannot be told apart",
+            fix="Use the fast tokenizer of the model, or give prompts and completions that begin with a word.",
+        )
+    return ids[len(head) :]
 
 
 def fingerprint(*parts: Any) -> str:

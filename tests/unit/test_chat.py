@@ -1,0 +1,403 @@
+"""Rendering: four properties on real template shapes, then what each kind of row becomes and what is refused."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from prefopt.errors import DataError, TemplateError
+from prefopt.text.chat import Renderer
+from prefopt.text.template import BUILT_IN
+from prefopt.types import Completion, Example, Message, TokenTree
+from tests.chat_shapes import SHAPES, WITH_TEMPLATE, tokenizer
+
+WORDS = ["town", "Hi!", "42", "é🙂", "line\n\nbreak", "a  gap", "user", "assistant\n", "[x]", "\ttab", "12 + 30 =", "I'm", "…"]
+RENDERERS = {name: Renderer(tokenizer(name)) for name in WITH_TEMPLATE}
+CASES = [*RENDERERS.items(), *((f"built-in {name}", Renderer(tokenizer(name if name in SHAPES else "chatml"), name)) for name in BUILT_IN)]
+every_template = pytest.mark.parametrize("renderer", [r for _, r in CASES], ids=[name for name, _ in CASES])
+
+
+def conversation(seed: int, exchanges: int = 3) -> tuple[Message, ...]:
+    """Random contents without the outer spaces that some templates trim."""
+    rng = random.Random(seed)
+    roles = ("user", "assistant") * rng.randint(1, exchanges)
+    return tuple(Message(role, " ".join(rng.choices(WORDS, k=rng.randint(1, 6))).strip()) for role in roles)
+
+
+def own_ids(renderer: Renderer, messages: tuple[Message, ...], generation: bool = False) -> list[int]:
+    """What the tokenizer itself makes of the conversation."""
+    dicts = [message.to_dict() for message in messages]
+    return renderer.tokenizer.apply_chat_template(
+        dicts, chat_template=renderer.template, add_generation_prompt=generation, return_dict=False
+    )
+
+
+def row(messages: tuple[Message, ...], prompt: int) -> Example:
+    """The first `prompt` messages as the prompt, the others as its one completion."""
+    return Example(prompt=messages[:prompt], completions=(Completion(content=messages[prompt:]),), where="rows.jsonl:7")
+
+
+def ids_of(tree: TokenTree, branch: int = 0) -> list[int]:
+    return [*tree.prompt.tolist(), *tree.branches[branch].ids.tolist()]
+
+
+def spans(tree: TokenTree) -> list[tuple[int, int]]:
+    """Begin and end of each run of scored tokens in the whole sequence."""
+    mask = np.concatenate([np.zeros(len(tree.prompt) + 1, int), tree.branches[0].scored, [0]])
+    turns = np.flatnonzero(np.diff(mask)).tolist()
+    return list(zip(turns[::2], turns[1::2], strict=True))
+
+
+# --- the four properties
+
+
+@every_template
+@pytest.mark.parametrize("seed", range(12))
+def test_equals_the_models_own_rendering(renderer: Renderer, seed: int) -> None:
+    messages = conversation(seed)
+    own = own_ids(renderer, messages)
+    for prompt in (0, len(messages) - 1):
+        ids = ids_of(renderer.tree(row(messages, prompt)))
+        assert own[: len(ids)] == ids
+        assert renderer.tokenizer.decode(own[len(ids) :]).strip() == ""
+
+
+@every_template
+@pytest.mark.parametrize("seed", range(12))
+def test_the_supervised_prefix_is_the_generation_prompt(renderer: Renderer, seed: int) -> None:
+    messages = conversation(seed)
+    tree = renderer.tree(row(messages, len(messages) - 1))
+    assert tree.prompt.tolist() == renderer.prompt_ids(messages[:-1]).tolist() == own_ids(renderer, messages[:-1], generation=True)
+    whole = renderer.tree(row(messages, 0))
+    for turn, (begin, _) in enumerate(spans(whole)):
+        assert ids_of(whole)[:begin] == renderer.prompt_ids(messages[: 2 * turn + 1]).tolist()
+
+
+@every_template
+@pytest.mark.parametrize("seed", range(12))
+def test_parse_gives_back_the_messages(renderer: Renderer, seed: int) -> None:
+    messages = conversation(seed)
+    own = renderer.tokenizer.apply_chat_template([m.to_dict() for m in messages], chat_template=renderer.template, tokenize=False)
+    assert renderer.parse(own) == messages
+
+
+@pytest.mark.parametrize("name", WITH_TEMPLATE)
+@settings(max_examples=40, deadline=None)
+@given(
+    contents=st.lists(
+        st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="<>[]|"), min_size=1), min_size=2, max_size=4
+    )
+)
+def test_parse_gives_back_any_text(name: str, contents: list[str]) -> None:
+    contents = [text.strip() or "x" for text in contents[: len(contents) // 2 * 2]]
+    messages = tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate(contents))
+    renderer = RENDERERS[name]
+    own = renderer.tokenizer.apply_chat_template([m.to_dict() for m in messages], tokenize=False)
+    assert renderer.parse(own) == messages
+    answered = renderer.tree(row(messages, len(messages) - 1)).branches[0]
+    assert renderer.answer(answered.ids[:-1]).strip() == contents[-1]
+
+
+@every_template
+@pytest.mark.parametrize("seed", range(12))
+def test_history_only_extends(renderer: Renderer, seed: int) -> None:
+    messages = conversation(seed, exchanges=4)
+    whole = ids_of(renderer.tree(row(messages, 0)))
+    for end in range(2, len(messages) + 1, 2):
+        part = ids_of(renderer.tree(row(messages[:end], 0)))
+        assert whole[: len(part)] == part
+
+
+def test_a_system_prompt_and_the_templates_own() -> None:
+    renderer = RENDERERS["chatml"]
+    messages = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello"))
+    own = renderer.tokenizer.apply_chat_template([m.to_dict() for m in messages], tokenize=False)
+    assert renderer.parse(own) == messages
+    assert "Be brief." in renderer.decode(renderer.tree(row(messages, 2)).prompt)
+    assert "You are a helpful assistant." in renderer.decode(renderer.tree(row(messages[1:], 1)).prompt)
+
+
+# --- what is scored
+
+
+STOP = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "mistral": "</s>"}
+
+
+@pytest.mark.parametrize("name", STOP)
+def test_every_assistant_turn_is_scored_with_its_stop_token_and_nothing_else(name: str) -> None:
+    renderer = RENDERERS[name]
+    messages = conversation(5, exchanges=6)
+    tree = renderer.tree(row(messages, 0))
+    answers = [message.content for message in messages if message.role == "assistant"]
+    found = [ids_of(tree)[begin:end] for begin, end in spans(tree)]
+    assert [renderer.answer(ids) for ids in found] == answers
+    stop = renderer.tokenizer.convert_tokens_to_ids(STOP[name])
+    assert {ids[-1] for ids in found} == {stop} == {renderer.stop_ids[0]}
+    assert ids_of(tree)[-1] == stop
+    assert len(tree.prompt) == 0
+
+
+def test_stop_ids_name_the_turn_end_and_eos() -> None:
+    assert {name: renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids)) for name, renderer in RENDERERS.items()} == {
+        "chatml": ["<|im_end|>"],
+        "llama3": ["<|eot_id|>", "<|end_of_text|>"],
+        "gemma": ["<end_of_turn>", "<eos>"],
+        "mistral": ["</s>"],
+    }
+
+
+@pytest.mark.parametrize("name", WITH_TEMPLATE)
+def test_completions_share_the_prompt_and_keep_their_columns(name: str) -> None:
+    prompt = conversation(1, exchanges=1)[:1]
+    best, worst = (
+        Completion(content="Yes, of course.", rank=0, score=1.5),
+        Completion(content=(Message("assistant", "No."),), rank=1, label=False),
+    )
+    tree = RENDERERS[name].tree(Example(prompt=prompt, completions=(best, worst), margin=2.0, where="w", group="g"), 9)
+    assert tree.prompt.tolist() == RENDERERS[name].prompt_ids(prompt).tolist()
+    assert (tree.index, tree.margin, tree.where, tree.group) == (9, 2.0, "w", "g")
+    assert [(b.rank, b.score, b.label) for b in tree.branches] == [(0, 1.5, None), (1, None, False)]
+    assert [RENDERERS[name].answer(b.ids) for b in tree.branches] == ["Yes, of course.", "No."]
+    assert all(b.scored.all() for b in tree.branches)
+
+
+def test_tokens_never_span_the_border_of_prompt_and_answer() -> None:
+    renderer = RENDERERS["chatml"]
+    for content in ("\n\nHello", "  Hello", "assistant"):
+        tree = renderer.tree(Example(prompt=(Message("user", "Hi"),), completions=(Completion(content=content),)))
+        assert tree.prompt.tolist() == renderer.prompt_ids((Message("user", "Hi"),)).tolist()
+        assert renderer.decode(tree.branches[0].ids) == content
+    base = Renderer(tokenizer("base"))
+    joined = base.tokenizer("the capi" + "tal")["input_ids"]
+    tree = base.tree(Example(prompt="the capi", completions=(Completion(content="tal"),)))
+    assert ids_of(tree) != [*joined, base.stop_ids[0]]
+    assert tree.prompt.tolist() == base.tokenizer("the capi")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["llama3", "gemma", "mistral"])
+def test_bos_is_never_doubled(name: str) -> None:
+    renderer, bos = RENDERERS[name], RENDERERS[name].tokenizer.bos_token_id
+    rows = [row(conversation(2), 0), row(conversation(2), 1), Example(prompt="Hi", completions=(Completion(content="there"),))]
+    rows.append(Example(prompt=renderer.tokenizer.bos_token + "Hi", completions=(Completion(content="there"),)))
+    for tree in renderer.trees(rows):
+        assert ids_of(tree).count(bos) == 1
+        assert ids_of(tree)[0] == bos
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_strings_are_bos_prompt_and_completion_eos(name: str) -> None:
+    renderer = Renderer(tokenizer(name))
+    tree = renderer.tree(Example(prompt="Question: the town?\nAnswer:", completions=(Completion(content=" the old market"),)))
+    own = tokenizer(name)("Question: the town?\nAnswer: the old market")["input_ids"]
+    assert ids_of(tree) == [*own, renderer.tokenizer.eos_token_id]
+    assert tree.branches[0].scored.all()
+    assert tree.prompt.tolist() == renderer.prompt_ids("Question: the town?\nAnswer:").tolist()
+    eos = renderer.tokenizer.eos_token
+    assert ids_of(renderer.tree(Example(prompt="", completions=(Completion(content="Hi" + eos),)))).count(renderer.stop_ids[-1]) == 1
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_text_is_scored_from_its_first_predictable_token_to_eos(name: str) -> None:
+    renderer = Renderer(tokenizer(name))
+    (branch,) = (tree := renderer.tree(Example(prompt="", completions=(Completion(content="the old market"),)))).branches
+    assert ids_of(tree) == [*tokenizer(name)("the old market")["input_ids"], renderer.tokenizer.eos_token_id]
+    assert branch.scored.tolist() == [len(tree.prompt) > 0] + [True] * (len(branch.ids) - 1)
+
+
+@pytest.mark.parametrize("name", WITH_TEMPLATE)
+def test_steps_end_where_their_text_ends(name: str) -> None:
+    steps = ("12 + 30 = 42.", "So the answer is 42.", "Thank you!")
+    completion = Completion(content="\n\n".join(steps), steps=steps, step_labels=(1.0, None, 0.0))
+    renderer = RENDERERS[name]
+    (branch,) = renderer.tree(Example(prompt=(Message("user", "12 + 30?"),), completions=(completion,))).branches
+    assert branch.step_labels == (1.0, 0.0)
+    texts = [renderer.answer(branch.ids[: end + 1]) for end in branch.step_ends]
+    assert texts == [steps[0], "\n\n".join(steps)]
+    assert branch.scored.all()
+    assert renderer.answer(branch.ids) == completion.content
+    wrong = replace(completion, steps=("not there", *steps[1:]))
+    assert "'not there'" in refused(renderer, Example(prompt=TALK[:1], completions=(wrong,), where="rows.jsonl:7"))
+
+
+def test_tools_and_what_messages_carry_reach_the_template() -> None:
+    renderer = RENDERERS["chatml"]
+    call = Message("assistant", "", {"tool_calls": [{"name": "weather", "arguments": {"town": "Alm"}}]})
+    messages = (Message("user", "Rain?"), call, Message("tool", "no"), Message("assistant", "It is dry."))
+    example = replace(row(messages, 1), tools=({"type": "function", "function": {"name": "weather"}},))
+    tree = renderer.tree(example)
+    scored = [renderer.tokenizer.decode(ids_of(tree)[begin:end]) for begin, end in spans(tree)]
+    assert [text.startswith("<tool_call>") and '"town": "Alm"' in text for text in scored] == [True, False]
+    assert scored[1] == "It is dry.<|im_end|>"
+    assert '"function"' in renderer.decode(tree.prompt)
+    assert tree.prompt.tolist() == renderer.prompt_ids(messages[:1], example.tools).tolist()
+
+
+@pytest.mark.parametrize("name", WITH_TEMPLATE)
+def test_pieces_are_the_text_with_its_scored_part(name: str) -> None:
+    renderer = RENDERERS[name]
+    messages = (Message("user", "a é🙂 b"), Message("assistant", "🙂 old  market\n"), Message("user", "."), Message("assistant", "Hi"))
+    tree = renderer.tree(row(messages, 3))
+    (pieces,) = renderer.pieces(tree)
+    own = renderer.tokenizer.apply_chat_template([m.to_dict() for m in messages], tokenize=False)
+    assert "".join(text for text, _ in pieces).strip() == renderer.tokenizer.decode(ids_of(tree)).strip()
+    assert own.strip().endswith("".join(text for text, scored in pieces if scored).strip())
+    assert [scored for _, scored in pieces] == [False] * len(tree.prompt) + tree.branches[0].scored.tolist()
+    assert any("🙂" in text for text, _ in pieces)
+
+
+def test_many_rows_are_the_same_as_one_by_one() -> None:
+    renderer = RENDERERS["mistral"]
+    rows = [row(conversation(seed), (seed % 2) * 1) for seed in range(600)]
+    for index, (many, one) in enumerate(zip(renderer.trees(iter(rows), 100), map(renderer.tree, rows), strict=True)):
+        assert many.index == index + 100
+        assert ids_of(many) == ids_of(one)
+
+
+def test_the_tokenizers_padding_and_truncation_do_not_leak() -> None:
+    renderer = Renderer(tokenizer("chatml"))
+    example = row(conversation(3), 1)
+    before, identity = ids_of(renderer.tree(example)), renderer.identity()
+    renderer.tokenizer(["a", "b c d e f g"], padding=True, truncation=True, max_length=3)
+    assert ids_of(renderer.tree(example)) == before
+    renderer.tokenizer(["a", "b c d e f g"], padding=True, truncation=True, max_length=3)
+    assert renderer.identity() == identity
+
+
+def test_identity_names_template_and_vocabulary() -> None:
+    renderers = [
+        Renderer(tokenizer("chatml")),
+        Renderer(tokenizer("chatml"), "plain"),
+        Renderer(tokenizer("llama3")),
+        Renderer(tokenizer("base")),
+    ]
+    assert len({renderer.identity() for renderer in renderers}) == len(renderers)
+    assert Renderer(tokenizer("chatml")).identity() == renderers[0].identity()
+
+
+def test_a_saved_tokenizer_renders_the_same(tmp_path: Path) -> None:
+    renderer = Renderer(tokenizer("base"), "plain")
+    renderer.save(tmp_path)
+    again = Renderer(AutoTokenizer.from_pretrained(tmp_path))
+    assert again.template == renderer.template
+    assert ids_of(again.tree(row(conversation(4), 1))) == ids_of(renderer.tree(row(conversation(4), 1)))
+
+
+def test_a_template_file_and_its_source(tmp_path: Path) -> None:
+    source = SHAPES["chatml"] or ""
+    (tmp_path / "own.jinja").write_text(source)
+    assert Renderer(tokenizer("chatml"), str(tmp_path / "own.jinja")).template == Renderer(tokenizer("base"), source).template == source
+
+
+# --- templates that end a turn in other ways
+
+
+def test_eos_is_added_where_the_template_writes_no_stop_token() -> None:
+    alpaca = "{% for m in messages %}{{ '### ' + m['role'] + ':\n' + m['content'] + '\n\n' }}{% endfor %}"
+    alpaca += "{% if add_generation_prompt %}{{ '### assistant:\n' }}{% endif %}"
+    renderer = Renderer(tokenizer("base"), alpaca)
+    messages = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Bye"), Message("assistant", "See you"))
+    (branch,) = renderer.tree(row(messages, 3)).branches
+    assert renderer.tokenizer.decode(branch.ids) == "See you<|endoftext|>"
+    assert renderer.stop_ids == (renderer.tokenizer.eos_token_id,)
+    with pytest.raises(TemplateError, match=r"rows.jsonl:7: .* without a stop token"):
+        renderer.tree(row(messages, 0))
+
+
+# --- what is refused
+
+
+def refused(renderer: Renderer, example: Example) -> str:
+    with pytest.raises((TemplateError, DataError)) as caught:
+        renderer.tree(example)
+    assert caught.value.where == "rows.jsonl:7"
+    assert len(str(caught.value).splitlines()) <= 3
+    return str(caught.value)
+
+
+TALK = (Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Bye"), Message("assistant", "See you"))
+
+
+def test_no_template_names_three_ways_out() -> None:
+    said = refused(Renderer(tokenizer("base")), row(TALK, 1))
+    assert all(way in said for way in ("no chat template", "model.chat_template=NAME or FILE", "plain strings", "another model"))
+
+
+def test_templates_that_rewrite_history_are_refused() -> None:
+    strips = (  # as reasoning models: only the last answer keeps its thoughts
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{% if m['role'] == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
+        "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    renderer = Renderer(tokenizer("chatml"), strips)
+    assert "rewrites message 2" in refused(renderer, row(TALK, 0))
+    (branch,) = renderer.tree(row(TALK, 3)).branches  # one answer after its prompt is as sampled
+    assert renderer.tokenizer.decode(branch.ids) == "<think></think>See you<|im_end|>"
+    assert renderer.answer(branch.ids) == "See you"
+
+
+def test_a_prompt_that_changes_once_it_is_answered_is_refused() -> None:
+    moved = (  # as Mistral v0.3: the system message stands before the last user message, if that is the last message
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% if loop.last and messages[0]['role'] == 'system' %}"
+        "{{ messages[0]['content'] + '\n\n' }}{% endif %}{{ m['content'] + '[/INST]' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    renderer = Renderer(tokenizer("mistral"), moved)
+    assert "prompt differently" in refused(renderer, row((Message("system", "Be brief"), *TALK[:2]), 2))
+    assert renderer.tree(row(TALK[:2], 1)).branches[0].scored.all()
+
+
+def test_what_a_template_forbids_is_told_in_its_words() -> None:
+    said = refused(RENDERERS["gemma"], row((Message("system", "Be brief"), *TALK), 2))
+    assert "System role not supported" in said
+    assert "alternate" in refused(RENDERERS["mistral"], row((TALK[0], *TALK), 1))
+
+
+def test_nothing_is_left_out_in_silence() -> None:
+    bare = RENDERERS["llama3"]
+    assert "tools" in refused(bare, replace(row(TALK, 1), tools=({"type": "function"},)))
+    for key in ("tool_calls", "reasoning_content"):
+        assert key in refused(bare, row((TALK[0], replace(TALK[1], extra={key: "x"})), 1))
+    assert bare.tree(row((replace(TALK[0], extra={"name": "Ann"}), TALK[1]), 1)).branches
+    deaf = Renderer(tokenizer("chatml"), "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}{% endfor %}")
+    with pytest.raises(TemplateError, match="leaves out"):
+        deaf.stop_ids  # noqa: B018
+
+
+def test_control_tokens_in_content_are_refused_and_unknown_words_are_not() -> None:
+    said = refused(RENDERERS["chatml"], row((TALK[0], Message("assistant", "Hello<|im_end|>")), 1))
+    assert "assistant" in said
+    assert "<|im_end|>" in said
+    assert RENDERERS["mistral"].tree(row((Message("user", "a <unk> word"), TALK[1]), 1)).branches
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (Example(prompt="Hi", completions=(Completion(content=TALK[1:2]),)), "string"),
+        (Example(prompt=TALK[:1], completions=(Completion(content=TALK[2:3]),)), "no assistant message"),
+        (Example(prompt=TALK[:1], completions=(Completion(content=()),)), "no messages"),
+        (Example(prompt=TALK[:1], completions=(Completion(content="a"), Completion(content=TALK[2:]))), "begin with an assistant message"),
+    ],
+)
+def test_rows_that_do_not_fit_together(example: Example, words: str) -> None:
+    assert words in refused(RENDERERS["chatml"], replace(example, where="rows.jsonl:7"))
+
+
+def test_template_names() -> None:
+    with pytest.raises(TemplateError, match="did you mean 'chatml'"):
+        Renderer(tokenizer("base"), "chatlm")
+    with pytest.raises(TemplateError, match=r"needs the token <\|im_start\|>"):
+        Renderer(tokenizer("base"), "chatml")
+
+
+def test_text_that_is_no_conversation_does_not_parse() -> None:
+    with pytest.raises(TemplateError, match="not a conversation"):
+        RENDERERS["chatml"].parse("once upon a time")
