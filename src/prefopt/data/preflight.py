@@ -312,4 +312,4 @@ def _letters(content: Text) -> str:
 
 def _round_up(share: float) -> str:
     """A bound that accepts `share`, short to type."""
-    return f"{min(math.ceil(share * 1000 + 1e-9) / 1000, 1.0):g}"
+    return f"{min(math.ceil(share * 1000 - 1e-9) / 1000, 1.0):g}"
