@@ -91,10 +91,10 @@ def _parts(field: str, side: str) -> Column:
 
 
 def _weight(side: str) -> Column:
-    """[N] WPO's weight exp(mean_t(l_t - log Σ_V p_t²)), without gradient."""
+    """[N] WPO's weight exp(mean_t(l_t - log Σ_V p_t²))."""
 
     def column(view: View) -> Tensor:
-        excess = difference(_given(view, "logps_T"), _given(view, "collision_T")).detach()
+        excess = difference(_given(view, "logps_T"), _given(view, "collision_T"))
         return segment_mean(excess, view.batch.sequence_T, view.batch.sequences).exp()[getattr(view.batch, side)]
 
     return column

@@ -12,7 +12,7 @@ def plackett_luce(scores_NK: Tensor) -> Tensor:
     """Plackett-Luce ranking of K scores.
 
     -Σ_j [ s_j - log Σ_{k>=j} e^{s_k} ], over the items of the list, best first
-    (Plackett 1975; for reward models Zhu et al. 2023, arXiv 2301.11270, eq. 5).
+    (Plackett 1975; for reward models Zhu et al. 2023, arXiv 2301.11270).
 
     log K! when all scores are equal; with K = 2 it is Bradley-Terry; e^{-loss} sums to 1 over all K! orders; adding a constant to a
     list changes nothing; the last item alone contributes 0.

@@ -37,7 +37,7 @@ class Method:
         loss: the function; tensors in, unreduced tensor out.
         unit: what one value of the loss belongs to; the loss is the mean over these in an optimizer step.
         data: the kind of rows it learns from.
-        paper: arXiv id and equation, or the report.
+        paper: arXiv id, and the equation or section where it could be checked.
         learning_rate: for a full fine-tune of a model of about 7B parameters, the paper's or the field's.
         reads: what the model gives, "logps" (a language model) or "scores" (a reward model).
         columns: argument of the loss -> column, where the names differ or the argument is keyword-only.
@@ -186,44 +186,44 @@ METHODS: dict[str, Method] = {
     # demonstrations
     "pretrain": Method(supervised.nll, "token", "text", "1706.03762 sec. 3", 3e-4, about="Next-token prediction on plain text."),
     "sft": Method(supervised.nll, "token", "demonstrations", "2203.02155 sec. 3.5", 2e-5, about="Supervised fine-tuning on answers."),
-    "dft": Method(supervised.dft, "token", "demonstrations", "2508.05629 eq. 9", 2e-5),
+    "dft": Method(supervised.dft, "token", "demonstrations", "2508.05629", 5e-5),
     # preference pairs and a reference: functions of the margin
     "dpo": Method(pairwise.dpo, "pair", "pairs", "2305.18290 eq. 7", 5e-7),
     "cdpo": Method(pairwise.cdpo, "pair", "pairs", "ericmitchell.ai/cdpo.pdf", 5e-7),
-    "robust_dpo": Method(pairwise.robust_dpo, "pair", "pairs", "2403.00409 eq. 12", 5e-7),
+    "robust_dpo": Method(pairwise.robust_dpo, "pair", "pairs", "2403.00409 sec. 3.1", 5e-7),
     "ipo": Method(pairwise.ipo, "pair", "pairs", "2310.12036 eq. 17", 5e-7, columns=LENGTHS),
-    "hinge": Method(pairwise.hinge, "pair", "pairs", "2309.06657 eq. 8", 5e-7),
+    "hinge": Method(pairwise.hinge, "pair", "pairs", "2309.06657", 5e-7),
     "exo": Method(pairwise.exo, "pair", "pairs", "2402.00856 eq. 16", 1e-6),
-    "discopop": Method(pairwise.discopop, "pair", "pairs", "2406.08414", 5e-7),
-    "odpo": Method(pairwise.odpo, "pair", "pairs", "2402.10571 eq. 8", 5e-7, columns={"offset": "margin"}),
-    "wpo": Method(pairwise.wpo, "pair", "pairs", "2406.11827 eq. 5", 5e-7),
-    "rdpo": Method(pairwise.rdpo, "pair", "pairs", "2403.19159 eq. 9", 5e-7),
-    "ld_dpo": Method(pairwise.ld_dpo, "pair", "pairs", "2409.06411 eq. 10", 5e-7),
-    "dpo_norm": Method(pairwise.dpo_norm, "pair", "pairs", "2411.15124 eq. 6", 5e-7, per_token=True),
+    "discopop": Method(pairwise.discopop, "pair", "pairs", "2406.08414 eq. 5", 5e-7),
+    "odpo": Method(pairwise.odpo, "pair", "pairs", "2402.10571", 5e-7, columns={"offset": "margin"}),
+    "wpo": Method(pairwise.wpo, "pair", "pairs", "2406.11827 eq. 2", 5e-7),
+    "rdpo": Method(pairwise.rdpo, "pair", "pairs", "2403.19159", 5e-7),
+    "ld_dpo": Method(pairwise.ld_dpo, "pair", "pairs", "2409.06411", 5e-7),
+    "dpo_norm": Method(pairwise.dpo_norm, "pair", "pairs", "2411.15124", 5e-7, per_token=True),
     "rpo": Method(pairwise.rpo, "pair", "pairs", "2404.19733 eq. 1", 5e-7),
     # functions of both log-ratios
-    "nca": Method(pairwise.nca, "pair", "pairs", "2402.05369 eq. 13", 5e-6),
-    "bco_pair": Method(pairwise.bco_pair, "pair", "pairs", "2404.04656", 5e-7),
-    "sppo": Method(pairwise.sppo, "pair", "pairs", "2405.00675 eq. 4.7", 5e-7),
-    "apo_zero": Method(pairwise.apo_zero, "pair", "pairs", "2408.06266 eq. 3", 2e-7),
-    "apo_down": Method(pairwise.apo_down, "pair", "pairs", "2408.06266 eq. 4", 2e-7),
+    "nca": Method(pairwise.nca, "pair", "pairs", "2402.05369 sec. 4.1", 5e-6),
+    "bco_pair": Method(pairwise.bco_pair, "pair", "pairs", "2404.04656 sec. 4", 5e-7),
+    "sppo": Method(pairwise.sppo, "pair", "pairs", "2405.00675 sec. 3", 5e-7),
+    "apo_zero": Method(pairwise.apo_zero, "pair", "pairs", "2408.06266 eq. 7", 2e-7),
+    "apo_down": Method(pairwise.apo_down, "pair", "pairs", "2408.06266 eq. 8", 2e-7),
     "dpop": Method(pairwise.dpop, "pair", "pairs", "2402.13228 eq. 3", 5e-7),
     "chipo": Method(pairwise.chipo, "pair", "pairs", "2407.13399 alg. 1", 5e-7),
-    "aot": Method(pairwise.aot, "pair", "pairs", "2406.05882", 5e-7, coupling="batch"),
-    "aot_unpaired": Method(pairwise.aot_unpaired, "pair", "pairs", "2406.05882", 5e-7, coupling="batch"),
+    "aot": Method(pairwise.aot, "pair", "pairs", "2406.05882 sec. 3", 5e-7, coupling="batch"),
+    "aot_unpaired": Method(pairwise.aot_unpaired, "pair", "pairs", "2406.05882 sec. 3", 5e-7, coupling="batch"),
     # preference pairs without a reference
     "simpo": Method(pairwise.simpo, "pair", "pairs", "2405.14734 eq. 6", 5e-7, per_token=True),
-    "slic": Method(pairwise.slic, "pair", "pairs", "2305.10425 eq. 1", 1e-6),
-    "cpo": Method(pairwise.cpo, "pair", "pairs", "2401.08417 eq. 6", 1e-6, columns={"chosen_len": "chosen_len"}),
-    "orpo": Method(pairwise.orpo, "pair", "pairs", "2403.07691 eqs. 6, 7", 8e-6, plus={"sft": 1.0}, per_token=True),
+    "slic": Method(pairwise.slic, "pair", "pairs", "2305.10425 sec. 2", 1e-6),
+    "cpo": Method(pairwise.cpo, "pair", "pairs", "2401.08417 sec. 3", 1e-6, columns={"chosen_len": "chosen_len"}),
+    "orpo": Method(pairwise.orpo, "pair", "pairs", "2403.07691 eqs. 4, 6, 7", 8e-6, plus={"sft": 1.0}, per_token=True),
     # thumbs up and down
-    "kto": Method(unpaired.kto, "sequence", "labels", "2402.01306 eq. 8", 5e-7, columns={"kl": "kl"}, coupling="mismatched_kl"),
-    "bco": Method(unpaired.bco, "sequence", "labels", "2404.04656 eq. 9", 5e-7, columns={"delta": "delta"}, coupling="reward_shift"),
-    "apo_zero_unpaired": Method(unpaired.apo_zero_unpaired, "sequence", "labels", "2408.06266 eq. 3", 2e-7),
+    "kto": Method(unpaired.kto, "sequence", "labels", "2402.01306 eq. 7", 5e-7, columns={"kl": "kl"}, coupling="mismatched_kl"),
+    "bco": Method(unpaired.bco, "sequence", "labels", "2404.04656 sec. 4", 5e-7, columns={"delta": "delta"}, coupling="reward_shift"),
+    "apo_zero_unpaired": Method(unpaired.apo_zero_unpaired, "sequence", "labels", "2408.06266 eq. 7", 2e-7),
     # rankings
     "pl_dpo": Method(listwise.pl_dpo, "list", "rankings", "2305.18290 eq. 20", 5e-7),
     # reward models
     "reward": Method(reward.bradley_terry, "pair", "pairs", "2203.02155 eq. 1", 1e-5, reads="scores", columns={"margin": "margin"}),
-    "reward_ranking": Method(listwise.plackett_luce, "list", "rankings", "2301.11270 eq. 5", 1e-5, reads="scores"),
+    "reward_ranking": Method(listwise.plackett_luce, "list", "rankings", "2301.11270", 1e-5, reads="scores"),
     "prm": Method(reward.step_bce, "step", "steps", "2305.20050", 1e-5, reads="scores", columns=STEPS),
 }

@@ -64,7 +64,7 @@ def dpo(
     """DPO: direct preference optimization, for any f-divergence.
 
     -log σ(β D)  (Rafailov et al. 2023, arXiv 2305.18290, eq. 7); with another divergence -log σ(β (f'(e^u) - f'(e^v)))
-    (Wang et al. 2023, 2309.16240, eq. 10): f'(z) = log z (reverse KL), 1 - 1/z (forward KL), log 2z/(1+z) (Jensen-Shannon),
+    (Wang et al. 2023, 2309.16240, table 1): f'(z) = log z (reverse KL), 1 - 1/z (forward KL), log 2z/(1+z) (Jensen-Shannon),
     (z^(α-1) - 1)/(α-1) (alpha; log z as α -> 1, forward KL at α = 0; the paper's own α is 1 - α here).
 
     ln 2 at policy == reference. βD -> ∞: 0; -> -∞: -βD. β -> 0: ln 2. dL/dL_w = -β σ(-βD). Reverse KL is of the D-family, the others
@@ -116,7 +116,7 @@ def robust_dpo(
 ) -> Tensor:
     """Robust DPO: unbiased under a known share ε of flipped preferences.
 
-    [-(1-ε) log σ(βD) + ε log σ(-βD)] / (1 - 2ε)  (Ray Chowdhury et al. 2024, arXiv 2403.00409, eq. 12).
+    [-(1-ε) log σ(βD) + ε log σ(-βD)] / (1 - 2ε)  (Ray Chowdhury et al. 2024, arXiv 2403.00409, section 3.1).
 
     ln 2 at policy == reference. Its mean over flips of rate ε is DPO's loss on clean labels. May be negative: as D -> ∞ it falls
     with slope -εβ/(1-2ε), without bound. D-family.
@@ -132,7 +132,7 @@ def robust_dpo(
 def hinge(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """RSO's hinge on the implicit reward margin.
 
-    max(0, 1 - βD)  (Liu et al. 2023, arXiv 2309.06657, eq. 8). Unlike SLiC-HF it uses the reference.
+    max(0, 1 - βD)  (Liu et al. 2023, arXiv 2309.06657, hinge-norm). Unlike SLiC-HF it uses the reference.
 
     1 at policy == reference; no gradient once βD >= 1. D-family.
     """
@@ -161,7 +161,7 @@ def exo(
 def discopop(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1, tau: float = 0.05) -> Tensor:
     """DiscoPOP: a loss found by search, logistic and exponential mixed by a gate.
 
-    (1-s) sp(-z) + s e^{-z},  z = βD, s = σ(z/τ)  (Lu et al. 2024, arXiv 2406.08414, log-ratio modulated loss).
+    (1-s) sp(-z) + s e^{-z},  z = βD, s = σ(z/τ)  (Lu et al. 2024, arXiv 2406.08414, eq. 5).
 
     (ln 2 + 1)/2 at policy == reference. Not convex: at τ = 0.05 its slope there is +0.784, so training starts by SHRINKING margins;
     local minimum at z = -0.1186, local maximum at z = 0.0720. D-family.
@@ -188,7 +188,7 @@ def odpo(
 ) -> Tensor:
     """ODPO: DPO with an offset, so that stronger preferences need larger margins.
 
-    -log σ(βD - α Δ)  (Amini et al. 2024, arXiv 2402.10571, eq. 8); Δ is a growing function of the gap in quality.
+    -log σ(βD - α Δ)  (Amini et al. 2024, arXiv 2402.10571); Δ is a growing function of the gap in quality.
 
     sp(αΔ) at policy == reference; Δ = 0 is DPO. D-family.
 
@@ -215,7 +215,7 @@ def wpo(
     """WPO: DPO weighted by how likely the policy itself is to write the pair.
 
     -w(y_w) w(y_l) log σ(βD),  w(y) = exp(mean_t(l_t - log Σ_V p_t²)), never differentiated
-    (Zhou et al. 2024, arXiv 2406.11827, eq. 5, sampled alignment).
+    (Zhou et al. 2024, arXiv 2406.11827, eq. 2, with sampled alignment).
 
     w_w w_l ln 2 at policy == reference. The weights [N] come from outside: with them fixed it is of the D-family.
 
@@ -274,7 +274,7 @@ def dpo_norm(
 ) -> Tensor:
     """Length-normalised DPO, of Tülu 3.
 
-    -log σ(β (u/n_w - v/n_l))  (Lambert et al. 2024, arXiv 2411.15124, eq. 6).
+    -log σ(β (u/n_w - v/n_l))  (Lambert et al. 2024, arXiv 2411.15124).
 
     ln 2 at policy == reference; with n_w = n_l = n it is DPO at β/n. β is per nat per TOKEN, hence the larger default.
     """
@@ -295,7 +295,7 @@ def rdpo(
 ) -> Tensor:
     """R-DPO: DPO that discounts preferences explained by length.
 
-    -log σ(βD + α (n_w - n_l))  (Park et al. 2024, arXiv 2403.19159, eq. 9). The sign follows from the reward β log(pi/ref) + α n.
+    -log σ(βD + α (n_w - n_l))  (Park et al. 2024, arXiv 2403.19159). The sign follows from the reward β log(pi/ref) + α n.
 
     sp(-α (n_w - n_l)) at policy == reference; α > 0 weakens the push where the winner is longer; α = 0 is DPO. D-family.
 
@@ -317,7 +317,7 @@ def ld_dpo(
 ) -> Tensor:
     """LD-DPO: DPO less sensitive to length; tokens beyond the shorter answer's length weigh α, in policy and reference.
 
-    -log σ(β D'),  L'(y) = Σ_{t <= m} l_t + α Σ_{t > m} l_t,  m = min(n_w, n_l)  (Liu et al. 2024, arXiv 2409.06411, eq. 10).
+    -log σ(β D'),  L'(y) = Σ_{t <= m} l_t + α Σ_{t > m} l_t,  m = min(n_w, n_l)  (Liu et al. 2024, arXiv 2409.06411).
 
     ln 2 at policy == reference; α = 1 is DPO; α = 0 cuts both to the shared length. The parts are [N, 2]: log-probs summed over the
     first m tokens, and over the rest.
@@ -358,7 +358,7 @@ def rpo(
 def nca(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """NCA: noise contrastive alignment on pairs.
 
-    -log σ(βu) - ½ log σ(-βu) - ½ log σ(-βv)  (Chen et al. 2024, arXiv 2402.05369, eq. 13).
+    -log σ(βu) - ½ log σ(-βu) - ½ log σ(-βv)  (Chen et al. 2024, arXiv 2402.05369, section 4.1).
 
     2 ln 2 at policy == reference. The chosen reward has a finite optimum, βu = ln 2, so the chosen log-prob does not sink; the rejected
     one is pushed down for ever.
@@ -370,7 +370,7 @@ def nca(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tens
 def bco_pair(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """BCO on pairs: each side classified on its own, without reward shift.
 
-    -log σ(βu) - log σ(-βv)  (Jung et al. 2024, arXiv 2404.04656, with δ = 0).
+    -log σ(βu) - log σ(-βv)  (Jung et al. 2024, arXiv 2404.04656, section 4, with δ = 0).
 
     2 ln 2 at policy == reference. An upper bound of DPO's loss.
     """
@@ -381,7 +381,7 @@ def bco_pair(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 def sppo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 1e-3) -> Tensor:
     """SPPO with hard labels: self-play, each log-ratio towards its own target.
 
-    (u - 1/(2β))² + (v + 1/(2β))², β the paper's 1/η  (Wu et al. 2024, arXiv 2405.00675, eq. 4.7). The reference must be the
+    (u - 1/(2β))² + (v + 1/(2β))², β the paper's 1/η  (Wu et al. 2024, arXiv 2405.00675, section 3). The reference must be the
     PREVIOUS iterate, and the completions its samples.
 
     1/(2β²) at policy == reference; 0 at u = 1/(2β), v = -1/(2β).
@@ -394,7 +394,7 @@ def sppo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Ten
 def apo_zero(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """APO-zero: raises the chosen and lowers the rejected, for chosen answers better than the policy's own.
 
-    1 - σ(βu) + σ(βv)  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 3).
+    1 - σ(βu) + σ(βv)  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7).
 
     1 at policy == reference; between 0 and 2; gradients vanish in both tails.
     """
@@ -405,7 +405,7 @@ def apo_zero(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 def apo_down(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """APO-down: lowers both, the rejected more, for a policy better than the chosen answers.
 
-    σ(βu) + 1 - σ(βD)  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 4).
+    σ(βu) + 1 - σ(βD)  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8).
 
     1 at policy == reference, where the gradient on the chosen is exactly 0 and the rejected is pushed down; between 0 and 2.
     """
@@ -451,7 +451,7 @@ def aot(
 ) -> Tensor:
     """AOT: the policy's margins dominate the reference's as a distribution (alignment by optimal transport).
 
-    cDPO of βδ,  δ = sort(L_w - L_l) - sort(L_w^ref - L_l^ref)  (Melnyk et al. 2024, arXiv 2406.05882, paired).
+    cDPO of βδ,  δ = sort(L_w - L_l) - sort(L_w^ref - L_l^ref)  (Melnyk et al. 2024, arXiv 2406.05882, section 3, paired).
 
     ln 2 at policy == reference; one pair is cDPO. Sorting couples the pairs: all pairs of an optimizer step belong in one call.
 
@@ -470,7 +470,7 @@ def aot_unpaired(
 ) -> Tensor:
     """AOT unpaired: the chosen rewards dominate the rejected ones as a distribution.
 
-    cDPO of βδ,  δ = sort(u) - sort(v)  (Melnyk et al. 2024, arXiv 2406.05882, unpaired).
+    cDPO of βδ,  δ = sort(u) - sort(v)  (Melnyk et al. 2024, arXiv 2406.05882, section 3, unpaired).
 
     ln 2 at policy == reference; which rejected belongs to which chosen does not matter. Sorting couples the pairs: all pairs of an
     optimizer step belong in one call.
@@ -507,7 +507,7 @@ def simpo(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejected_len: Te
 def slic(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0, sft_weight: float = 0.1) -> Tensor:
     """SLiC-HF: rank calibration by a hinge on sequence log-probs, no reference.
 
-    max(0, δ - L_w + L_l) - λ L_w, all sums  (Zhao et al. 2023, arXiv 2305.10425, eq. 1, with the chosen answer as regularisation target).
+    max(0, δ - L_w + L_l) - λ L_w, all sums  (Zhao et al. 2023, arXiv 2305.10425, section 2; regularised towards the chosen answer).
 
     δ - λ L_w where both are equally likely; the hinge is 0 once L_w - L_l >= δ. RSO's hinge, often called SLiC, uses the reference.
 
@@ -529,7 +529,7 @@ def cpo(
 ) -> Tensor:
     """CPO: DPO with a uniform reference, plus the negative log-likelihood of the chosen answer.
 
-    -log σ(β (L_w - L_l)) - λ L_w  (Xu et al. 2024, arXiv 2401.08417, eq. 6: the likelihood term is a SUM over tokens);
+    -log σ(β (L_w - L_l)) - λ L_w  (Xu et al. 2024, arXiv 2401.08417, section 3: the likelihood term is a SUM over tokens);
     length-normalised: -λ L_w/n_w, nearer to TRL's token mean.
 
     ln 2 - λ L_w where both are equally likely.
@@ -548,7 +548,7 @@ def cpo(
 def orpo(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejected_len: Tensor, *, weight: float = 0.1) -> Tensor:
     """ORPO's odds-ratio term; the method adds the NLL of the chosen answers.
 
-    -λ log σ(o_w - o_l),  o = log P/(1-P), P = exp(L/n)  (Hong et al. 2024, arXiv 2403.07691, eqs. 6 and 7). The authors take the NLL
+    -λ log σ(o_w - o_l),  o = log P/(1-P), P = exp(L/n)  (Hong et al. 2024, arXiv 2403.07691, eqs. 4, 6 and 7). The authors take the NLL
     over prompt and answer; here it is over the answer's tokens.
 
     λ ln 2 where both have the same mean; λ = 0 is SFT; for small P the odds tend to L/n. A mean within one rounding of 0 is read as that.

@@ -45,7 +45,7 @@ def bradley_terry(
 def step_bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Process reward model: binary cross-entropy of each labelled step.
 
-    -y log σ(z) - (1-y) log σ(-z)  (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang et al. 2023, 2312.08935, eq. 3).
+    -y log σ(z) - (1-y) log σ(-z)  (Lightman et al. 2023, arXiv 2305.20050; soft labels: Wang et al. 2023, 2312.08935).
 
     ln 2 at z = 0; the minimum lies at σ(z) = y. Two-class cross-entropy is the same with z = z_1 - z_0. Gradient on z: σ(z) - y.
 

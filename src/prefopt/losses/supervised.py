@@ -30,7 +30,7 @@ def nll(logps: Tensor) -> Tensor:
 def dft(logps: Tensor) -> Tensor:
     """Dynamic fine-tuning: the likelihood of a token weighs its own gradient.
 
-    -sg(e^{l_t}) l_t, with sg the stop-gradient (Wu et al. 2025, arXiv 2508.05629, eq. 9).
+    -sg(e^{l_t}) l_t, with sg the stop-gradient (Wu et al. 2025, arXiv 2508.05629).
 
     Between 0 and 1/e; tends to 0 both for certain tokens and for hopeless ones, which SFT would chase. Gradient on l_t: -e^{l_t}.
 

@@ -26,7 +26,7 @@ def kto(
     """KTO: prospect-theoretic value of a completion against a reference point.
 
     λ_D σ(-β (r - z0)) for desirable, λ_U σ(-β (z0 - r)) for undesirable completions, z0 = max(0, kl)
-    (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8; 1 - σ(x) written as σ(-x)).
+    (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7; 1 - σ(x) written as σ(-x)).
 
     λ/2 at policy == reference (z0 = 0). Between 0 and λ; the gradient vanishes in both tails. β -> 0: λ/2. z0 = 0 and λ = 1:
     `apo_zero_unpaired`. Keep λ_D n_D / (λ_U n_U) within [1, 4/3].
@@ -53,7 +53,7 @@ def kto(
 def apo_zero_unpaired(policy: Tensor, reference: Tensor, label: Tensor, *, beta: float = 0.1) -> Tensor:
     """APO-zero without pairs: raises good completions, lowers bad ones.
 
-    σ(-β r) for good, σ(β r) for bad completions  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 3 taken apart): KTO with z0 = 0.
+    σ(-β r) for good, σ(β r) for bad completions  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 7 taken apart): KTO with z0 = 0.
 
     1/2 at policy == reference; between 0 and 1; flipping all labels negates the gradient.
 
@@ -72,7 +72,7 @@ def apo_zero_unpaired(policy: Tensor, reference: Tensor, label: Tensor, *, beta:
 def bco(policy: Tensor, reference: Tensor, label: Tensor, *, delta: Tensor | float, beta: float = 0.1) -> Tensor:
     """BCO: a binary classifier of good against bad whose logit is the implicit reward.
 
-    -log σ(β r - δ) for good, -log σ(δ - β r) for bad completions  (Jung et al. 2024, arXiv 2404.04656, eq. 9).
+    -log σ(β r - δ) for good, -log σ(δ - β r) for bad completions  (Jung et al. 2024, arXiv 2404.04656, section 4).
 
     ln 2 at policy == reference (δ = 0). Adding a constant to every reward and to δ changes nothing.
 
