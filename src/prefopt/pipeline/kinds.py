@@ -53,8 +53,8 @@ class WorldOptions:
 class CreateOptions:
     """The tokenizer and the shape of a new model with random weights."""
 
-    family: str = "llama"
-    """A transformers model type: llama, qwen3, gemma2, ..."""
+    family: Literal["llama", "qwen2", "qwen3", "mistral", "olmo2"] = "llama"
+    """The transformers model type."""
     vocab_size: Size = 8192
     """Tokens of the byte-level BPE, special tokens included; fewer where the text holds fewer."""
     hidden_size: Size = 256
@@ -66,8 +66,7 @@ class CreateOptions:
     max_length: Size = 512
     """Longest sequence in tokens."""
     tie_embeddings: bool = True
-    chat_template: str = "chatml"
-    """A built-in template (chatml, llama3, gemma, mistral, plain) or a Jinja file."""
+    chat_template: Literal["chatml", "plain"] = "chatml"
     seed: Count = 0
 
 

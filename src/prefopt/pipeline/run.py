@@ -6,8 +6,10 @@ has now: the hash of its settings, of the files it reads and of the keys of the 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +17,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from prefopt.errors import OptionError
+from prefopt.errors import OptionError, PrefoptError, TrainingError
 from prefopt.pipeline import kinds, record
 from prefopt.pipeline.recipe import Recipe, Stage
 
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path")}
-"""The settings that name files; those of a kind's own options are `baseline` and `chat_template`."""
-_OPTION_INPUTS = ("baseline", "chat_template")
+"""The settings that name files; among a kind's own options it is `baseline`."""
+_OPTION_INPUTS = ("baseline",)
 
 Say = Callable[[str], None]
 
@@ -105,21 +107,44 @@ def to_yaml(*stages: Stage) -> str:
 
 def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Context, title: str) -> Mapping[str, str]:
     """Run a stage's function and write its record, then outputs.json."""
-    from prefopt.pipeline.stages import RUN, train
-
     started, clock = record.now(), time.monotonic()
-    context.say(f"{title}: {stage.kind}" if stage.kind != stage.name else f"{title} ...")
+    context.say(f"{title}: {stage.kind} ..." if stage.kind != stage.name else f"{title} ...")
     entry = {**entry, **record.environment(), "seeds": _seeds(stage), "started": started}
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(folder / "recipe.yaml", to_yaml(stage))
     record.write_json(folder / "record.json", entry)
-    done = RUN.get(stage.kind, train)(stage, folder, context)
+    done = _guarded(stage, folder, context)
     seconds = time.monotonic() - clock
     entry = {**entry, **done.facts, "ended": record.now(), "seconds": round(seconds, 1), "outputs": dict(done.outputs)}
     record.write_json(folder / "record.json", entry)
     record.write_json(folder / "outputs.json", dict(done.outputs))
     context.say(f"{title}: {done.summary} ({seconds:.1f} s)")
     return done.outputs
+
+
+class Fault(Exception):
+    """A stage failed for a reason nobody foresaw; the traceback lies in `path`."""
+
+    def __init__(self, stage: str, error: BaseException, path: Path) -> None:
+        super().__init__(f"a fault in stage '{stage}': {type(error).__name__}: {error}")
+        self.path = path
+
+
+def _guarded(stage: Stage, folder: Path, context: Context) -> Done:
+    """The stage's function; a full disk is the user's to mend, and what nobody foresaw leaves its traceback in the folder."""
+    from prefopt.pipeline.stages import RUN, quiet_transformers, train
+
+    try:
+        with quiet_transformers():
+            return RUN.get(stage.kind, train)(stage, folder, context)
+    except PrefoptError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TrainingError("the disk is full", where=str(folder), fix="free some space; the same command goes on from here") from error
+        path = folder / "traceback.txt"
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        raise Fault(stage.name, error, path) from error
 
 
 def _done(folder: Path, key: str) -> Mapping[str, str] | None:

@@ -1,0 +1,178 @@
+"""Rows that models and annotators write: completions, scores and labelled pairs, in layouts `prefopt.data` reads back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.errors import DataError, OptionError
+from prefopt.pipeline.kinds import LabelOptions
+from prefopt.settings import RolloutSettings
+from prefopt.types import Example, Text
+
+if TYPE_CHECKING:
+    from prefopt.rollout.policy import Policy, RewardModel
+
+Row = dict[str, Any]
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write JSON Lines, all or nothing; returns how many rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half, count = path.with_name(f".{path.name}.part"), 0
+    with half.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    os.replace(half, path)
+    return count
+
+
+def plain(text: Text) -> Any:
+    """A string as it is, messages as the dicts chat templates read."""
+    return text if isinstance(text, str) else [message.to_dict() for message in text]
+
+
+def answers(example: Example) -> list[Text]:
+    """The completions of a row, those that `sample` wrote without a rank included.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [c.content for c in example.completions] or list(example.meta.get("completions", ()))
+    if not found:
+        raise DataError("the row has no completion", where=example.where, fix="sample some first (prefopt generate)")
+    return found
+
+
+# --- a policy's completions -------------------------------------------------------------------------------------------
+
+
+def sampled(policy: Policy, examples: Sequence[Example], settings: RolloutSettings) -> Iterator[Row]:
+    """For each row its prompt, the policy's completions, whether each ended by itself, and the row's own extra columns."""
+    drawn = policy.sample([example.prompt for example in examples], settings)
+    for example, samples in zip(examples, drawn, strict=True):
+        yield {
+            "prompt": plain(example.prompt),
+            "completions": [sample.text for sample in samples],
+            "finished": [sample.finished for sample in samples],
+            **_extra(example),
+        }
+
+
+def _extra(example: Example) -> Row:
+    """What a row carries along: its group, and its extra columns as `meta`."""
+    written = ("completions", "finished", "group")
+    meta = {name: value for name, value in example.meta.items() if name not in written}
+    return {**({"group": example.group} if example.group else {}), **({"meta": meta} if meta else {})}
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def scored(
+    examples: Sequence[Example], model: Policy | RewardModel, *, reference: Policy | None = None, beta: float = 1.0
+) -> Iterator[Row]:
+    """For each row its completions and their scores, a ranking that methods for pairs and rankings train on.
+
+    A reward model gives its rewards; a policy with a reference the implicit rewards beta (log pi - log pi_ref), one without
+    beta log pi, sums over the completion in nats.
+    """
+    contents = [answers(example) for example in examples]
+    prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
+    flat = [_as_prompted(prompt, content) for prompt, content in zip(prompts, itertools.chain.from_iterable(contents), strict=True)]
+    values = iter(_scores(model, reference, beta, prompts, flat))
+    for example, row in zip(examples, contents, strict=True):
+        ranks = [completion.rank for completion in example.completions]
+        yield {
+            "prompt": plain(example.prompt),
+            "completions": [plain(content) for content in row],
+            "scores": [next(values) for _ in row],
+            **({"ranks": ranks} if ranks and None not in ranks else {}),
+            **_extra(example),
+        }
+
+
+def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Text], contents: Sequence[Text]) -> list[float]:
+    if hasattr(model, "score"):
+        return list(model.score(prompts, contents))
+    values = np.asarray(model.logprobs(prompts, contents))
+    if reference is not None:
+        values = values - np.asarray(reference.logprobs(prompts, contents))
+    return [float(value) for value in beta * values]
+
+
+def _as_prompted(prompt: Text, content: Text) -> Any:
+    """An answer in the form of its prompt: text sampled for a conversation is the assistant's turn."""
+    return content if isinstance(prompt, str) or not isinstance(content, str) else [{"role": "assistant", "content": content}]
+
+
+# --- simulated annotators ---------------------------------------------------------------------------------------------
+
+
+def labelled(examples: Iterable[Example], options: LabelOptions, seen: Counter[str]) -> Iterator[Row]:
+    """Judged pairs of the answers to each prompt, in the layout `prompt, response_a, response_b, label, votes`.
+
+    Args:
+        examples: rows with `completions` and the world's `meta`.
+        options: who judges, how often, and which pairs.
+        seen: filled with what became of the pairs: "labelled", "tie" and "identical".
+
+    Raises:
+        DataError: a row that is not of the synthetic world, or has fewer than two answers.
+    """
+    names = [options.annotators] if isinstance(options.annotators, str) else options.annotators
+    rng = np.random.default_rng(options.seed)
+    for example in examples:
+        for a, b in _pairs(example, options.pairs, rng, seen):
+            votes = _votes(example, a, b, names, options.votes, rng)
+            label = _majority(votes)
+            seen["tie" if label == "tie" else "labelled"] += 1
+            if label != "tie" or options.ties == "keep":
+                yield {"prompt": plain(example.prompt), "response_a": a, "response_b": b, "label": label, "votes": votes, **_extra(example)}
+
+
+def _pairs(example: Example, count: int, rng: np.random.Generator, seen: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Up to `count` pairs of different answers, in random order and shown in random order."""
+    texts = [str(answer) for answer in answers(example)]
+    if len(texts) < 2:
+        raise DataError(
+            "a preference needs two answers, the row has one", where=example.where, fix="set rollout.samples=2 in the sample stage"
+        )
+    different = list(itertools.combinations(dict.fromkeys(texts), 2))
+    seen["identical"] += not different
+    for i in rng.permutation(len(different))[:count]:
+        a, b = different[i]
+        yield (a, b) if rng.random() < 0.5 else (b, a)
+
+
+def _votes(example: Example, a: str, b: str, names: Sequence[str], count: int, rng: np.random.Generator) -> list[Row]:
+    from prefopt.world import panel
+
+    if "world" not in example.meta:
+        raise DataError(
+            "the row is not of the synthetic world, so no truth is known", where=example.where, fix="label rows sampled for its prompts"
+        )
+    annotators = dict(zip(names, _panel(panel, names), strict=True))
+    chosen = rng.choice(len(names), size=count) if len(names) > 1 else [0] * count
+    return [{"annotator": names[i], "label": annotators[names[i]].prefer(example.meta, a, b, rng)} for i in chosen]
+
+
+def _panel(panel: Any, names: Sequence[str]) -> Any:
+    try:
+        return panel(tuple(names))
+    except OptionError as error:
+        raise OptionError(error.what, where="label.annotators", fix=error.fix) from None
+
+
+def _majority(votes: Sequence[Row]) -> str:
+    """The label with strictly more votes than any other, else a tie."""
+    ranked = Counter(vote["label"] for vote in votes).most_common(2)
+    return "tie" if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else str(ranked[0][0])

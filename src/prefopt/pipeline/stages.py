@@ -1,0 +1,185 @@
+"""What each kind of stage does: settings and a folder in, files and facts out. `run.py` decides whether it has to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefopt.pipeline import record, rows
+from prefopt.pipeline.create import create as create_model
+from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions, RowsSettings
+from prefopt.pipeline.recipe import Stage
+from prefopt.pipeline.run import Context, Done
+
+if TYPE_CHECKING:
+    from prefopt.settings import ModelSettings
+    from prefopt.types import Example, TokenTree
+
+_SHOWN_TREES = 6
+
+
+def train(stage: Stage, folder: Path, context: Context) -> Done:
+    """Every method: load, prepare, fit."""
+    from prefopt.losses.methods import METHODS
+    from prefopt.pack.prepare import prepare
+    from prefopt.training.fit import fit
+    from prefopt.training.setup import Setup
+
+    settings, method = stage.sections, METHODS[stage.kind]
+    model = open_model(settings["model"], kind="reward" if method.reads == "scores" else "policy", seed=settings["train"].seed)
+    data = settings["data"]
+    prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, seed=settings["train"].seed)
+    context.say(prepared.preflight.table())
+    record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
+    record.write_json(folder / "tokens.json", [shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]])
+    given = {name: settings[name] for name in ("train", "lora", "reference") if name in settings}
+    setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
+    result = fit(setup, model, prepared, out=folder, track=settings["track"])
+    facts = {
+        "renderer": model.renderer.identity(),
+        "model_sha256": record.digest_path(result.model),
+        "steps": result.steps,
+        "stopped": result.stopped,
+        "metrics": result.metrics,
+    }
+    return Done({"model": "model"}, facts, f"{result.steps} steps, {_headline(result.metrics)}")
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    """The two or three numbers a reader looks for first."""
+    names = {"loss": "loss", "rewards/accuracies": "accuracy", "accuracy": "accuracy", "eval/loss": "held-out loss"}
+    names |= {"eval/rewards/accuracies": "held-out accuracy", "eval/accuracy": "held-out accuracy"}
+    return ", ".join(f"{word} {metrics[name]:.3f}" for name, word in names.items() if name in metrics)
+
+
+def shown(renderer: Any, tree: TokenTree) -> dict[str, Any]:
+    """A row as its tokens, each with whether it is scored, for people to look at."""
+    pieces = renderer.pieces(tree)
+    names = [_branch_name(tree, i) for i in range(len(tree.branches))]
+    return {"where": tree.where, "sequences": [{"name": n, "tokens": [list(t) for t in p]} for n, p in zip(names, pieces, strict=True)]}
+
+
+def _branch_name(tree: TokenTree, i: int) -> str:
+    branch = tree.branches[i]
+    if branch.label is not None:
+        return "thumbs up" if branch.label else "thumbs down"
+    if branch.rank is None or len(tree.branches) == 1:
+        return "text" if not tree.prompt.size else "completion"
+    return ("chosen", "rejected")[branch.rank] if len(tree.branches) == 2 and branch.rank < 2 else f"rank {branch.rank + 1}"
+
+
+def world(stage: Stage, folder: Path, context: Context) -> Done:
+    """The synthetic world's data files."""
+    from prefopt.world import write
+
+    sizes = {name: size for name, size in stage.options.items() if name != "seed"}
+    files = write(folder, sizes, stage.options["seed"])
+    facts = {"sha256": {name: record.digest_path(path) for name, path in files.items()}}
+    return Done({name: path.name for name, path in files.items()}, facts, ", ".join(f"{size} {name}" for name, size in sizes.items()))
+
+
+def create(stage: Stage, folder: Path, context: Context) -> Done:
+    """A tokenizer trained on text and a model with random weights."""
+    parameters = create_model(_rows(stage.sections["data"]), CreateOptions(**stage.options), folder / "model")
+    facts = {"parameters": parameters, "model_sha256": record.digest_path(folder / "model")}
+    return Done({"model": "model"}, facts, f"{parameters / 1e6:.2f}M parameters")
+
+
+def sample(stage: Stage, folder: Path, context: Context) -> Done:
+    """Completions of a policy."""
+    policy = open_model(stage.sections["model"], kind="policy")
+    examples = _read(stage.sections["data"])
+    finished: Counter[bool] = Counter()
+    written = rows.write_rows(folder / "samples.jsonl", _counted(rows.sampled(policy, examples, stage.sections["rollout"]), finished))
+    share = finished[True] / max(1, sum(finished.values()))
+    facts = {"prompts": written, "completions": sum(finished.values()), "finished": share, "renderer": policy.renderer.identity()}
+    return Done(
+        {"data": "samples.jsonl"}, facts, f"{sum(finished.values())} completions of {written} prompts, {share:.1%} ended by themselves"
+    )
+
+
+def _counted(drawn: Iterator[rows.Row], finished: Counter[bool]) -> Iterator[rows.Row]:
+    for row in drawn:
+        finished.update(row["finished"])
+        yield row
+
+
+def label(stage: Stage, folder: Path, context: Context) -> Done:
+    """Preference pairs of sampled answers, by simulated annotators."""
+    seen: Counter[str] = Counter()
+    pairs = rows.labelled(_rows(stage.sections["data"]), LabelOptions(**stage.options), seen)
+    written = rows.write_rows(folder / "pairs.jsonl", pairs)
+    left_out = f"{seen['identical']} prompts had identical answers only, {seen['tie']} pairs were ties"
+    return Done({"data": "pairs.jsonl"}, {"pairs": written, **seen}, f"{written} pairs ({left_out})")
+
+
+def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
+    """A model, and what it is compared with, on a suite."""
+    from prefopt.evaluate import run as run_suite
+
+    options = EvaluateOptions(**stage.options)
+    policy = open_model(stage.sections["model"])
+    baseline = open_model(stage.sections["model"], path=options.baseline) if options.baseline else None
+    summary = run_suite(
+        options.suite,
+        policy,
+        baseline,
+        _read(stage.sections["data"]),
+        rollout=stage.sections["rollout"],
+        seed=options.seed,
+        out=folder,
+    )
+    return Done({"evaluation": "evaluation.json"}, {}, summary)
+
+
+def report(stage: Stage, folder: Path, context: Context) -> Done:
+    """One HTML page of the run."""
+    from prefopt.report import build
+
+    page = build(context.run)
+    return Done({"report": str(Path("..") / page.name)}, {}, str(page))
+
+
+RUN: dict[str, Callable[[Stage, Path, Context], Done]] = {
+    "world": world,
+    "create": create,
+    "sample": sample,
+    "label": label,
+    "evaluate": evaluate,
+    "report": report,
+}
+"""Kind -> what it does; every other kind is a method and trains."""
+
+
+def open_model(settings: ModelSettings, *, kind: Any = "auto", seed: int = 0, path: str | None = None) -> Any:
+    """The policy or reward model of a `model` section, or another one loaded as it says."""
+    from prefopt.rollout.policy import load
+
+    return load(**{**vars(settings), "path": path or settings.path}, kind=kind, seed=seed)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars of transformers (one for each saved file) inside."""
+    from transformers.utils import logging
+
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
+
+
+def _rows(settings: RowsSettings) -> Iterator[Example]:
+    from prefopt.data.read import read
+
+    return read(settings.path, limit=settings.limit)
+
+
+def _read(settings: RowsSettings) -> Sequence[Example]:
+    return list(_rows(settings))
