@@ -184,7 +184,7 @@ STEPS = {"logits": "step_logits", "labels": "step_labels"}
 
 METHODS: dict[str, Method] = {
     # demonstrations
-    "pretrain": Method(supervised.nll, "token", "text", "1706.03762 sec. 3", 3e-4, about="Next-token prediction on plain text."),
+    "pretrain": Method(supervised.nll, "token", "text", "2005.14165 sec. 2", 3e-4, about="Next-token prediction on plain text."),
     "sft": Method(supervised.nll, "token", "demonstrations", "2203.02155 sec. 3.5", 2e-5, about="Supervised fine-tuning on answers."),
     "dft": Method(supervised.dft, "token", "demonstrations", "2508.05629", 5e-5),
     # preference pairs and a reference: functions of the margin
