@@ -107,10 +107,10 @@ def tree_attention(
     if query.is_cuda:
         return _flex(query, key, value, tree, scaling, sliding_window, softcap).transpose(1, 2), None
     attend = F.scaled_dot_product_attention if softcap is None else _softcapped(softcap)
-    outputs = []
-    for span, mask in zip(tree.spans, tree.masks(sliding_window), strict=True):
-        q, k, v = (t[:, :, span.start : span.end] for t in (query, key, value))
-        outputs.append(attend(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling))
+    # split, not slices: the backward pass of n slices writes n whole tensors, that of a split one.
+    sizes = [span.end - span.start for span in tree.spans]
+    parts = zip(*(t.split(sizes, dim=2) for t in (query, key, value)), tree.masks(sliding_window), strict=True)
+    outputs = [attend(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling) for q, k, v, mask in parts]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

@@ -127,7 +127,7 @@ def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree],
         positions=sum(sizes[: setup.train.batch_size]),
         longest=sizes[0],
         reference=sum(p.numel() for p in base.parameters()) if copied else 0,
-        checkpointing=bool(getattr(base, "is_gradient_checkpointing", False)),
+        checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in base.modules()),
     )
     require(load, free_memory(model.device), loaded=load.stored)
     return load
