@@ -96,6 +96,8 @@ def test_no_shared_prompt_is_an_error() -> None:
         parse(chosen=[U, A], rejected=[{"role": "user", "content": "other"}, B])
     with pytest.raises(DataError, match="there is no 'prompt' column"):
         parse(chosen="q a", rejected="q b")
+    with pytest.raises(DataError, match="rename 'input' to 'prompt'"):
+        parse(input="q", chosen="a", rejected="b")
 
 
 @pytest.mark.parametrize(("label", "want", "first"), [("a", [0, 1], "x"), ("b", [0, 1], "y"), ("tie", [0, 0], "x")])
@@ -144,6 +146,14 @@ def test_alpaca_is_a_conversation() -> None:
     assert example.prompt == (Message("system", "Be brief"), user("hi"), said("hello"), user("Add\n\n1 2"))
     assert contents(example) == [(said("3"),)]
     assert parse(instruction="Add", input=" ", output="3").prompt == (user("Add"),)
+
+
+def test_instruction_preferences() -> None:
+    """LLaMA-Factory's Alpaca ranking, and the system/question/chosen/rejected of Orca pairs."""
+    example = parse(instruction="Add", input="1 2", chosen="3", rejected="4")
+    assert (example.prompt, contents(example)) == ((user("Add\n\n1 2"),), [(said("3"),), (said("4"),)])
+    example = parse(system="s", question="q", chosen="3", rejected="4")
+    assert (example.prompt, contents(example)) == ((Message("system", "s"), user("q")), [(said("3"),), (said("4"),)])
 
 
 def test_sharegpt() -> None:
@@ -217,7 +227,7 @@ def test_detect_finds_each_layout_among_other_columns(layout: Any) -> None:
     [
         (["input", "winner", "loser"], "rename 'input' to 'prompt', 'winner' to 'chosen', 'loser' to 'rejected'"),
         (["Prompt", "Response"], "rename 'Prompt' to 'prompt', 'Response' to 'completion'"),
-        (["question", "choosen", "rejected"], "'choosen' to 'chosen'"),
+        (["question", "choosen", "rejected"], "rename 'choosen' to 'chosen'"),
         (["dialogue"], "rename 'dialogue' to 'messages'"),
         (["zzz"], "rows need for example"),
         ([], "columns none"),

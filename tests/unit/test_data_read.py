@@ -231,6 +231,18 @@ def test_a_json_item_longer_than_the_buffer(tmp_path: Path) -> None:
     assert [e.completions[0].content for e in read(str(tmp_path / "d.json"))] == [row["text"] for row in rows]
 
 
+def test_a_malformed_item_is_found_without_reading_on(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text('[{"text" 1},' + '{"text": "xxxxxxxxxxxxxxxx"},' * 100_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="malformed JSON"):
+            list(read(str(path)))
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
 def test_data_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, prefopt.data.read, prefopt.data.check, prefopt.data.split, prefopt.data.truncate;"

@@ -48,8 +48,8 @@ class Maker:
         return str(path)
 
     def __call__(self, rows: list[dict[str, Any]], data: str, max_length: int | None = None, seed: int = 0, **settings: Any) -> Prepared:
-        path = settings.pop("path", None) or self.write(rows)
-        return prepare(DataSettings(path=path, **settings), self.renderer, data=data, max_length=max_length, seed=seed)
+        say = settings.pop("say", None)
+        return prepare(DataSettings(path=self.write(rows), **settings), self.renderer, data=data, max_length=max_length, seed=seed, say=say)
 
 
 @pytest.fixture
@@ -104,6 +104,10 @@ def test_too_many_dropped_rows_are_refused_and_the_option_accepts_them(make: Mak
     assert "3.8% of 52 rows" in says
     assert says.startswith(f"{make.folder / 'd.jsonl'}:51: ")
     assert says.count("\n") <= 2
+    told: list[str] = []
+    with pytest.raises(DataError):
+        make(rows, "pairs", say=told.append)
+    assert "identical completions, first at" in told[0]
     option, _, bound = says.rpartition("data.")[2].partition("=")
     assert len(make(rows, "pairs", **{option: float(bound)}).train) == 50
 

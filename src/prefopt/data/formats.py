@@ -122,8 +122,7 @@ def _text(row: Row) -> Parsed:
 
 
 def _messages(row: Row) -> Parsed:
-    column = "messages" if row.has("messages") else "conversations"
-    return Parsed((), [Completion(content=row.as_messages(row.get(column), column))])
+    return Parsed((), [Completion(content=row.as_messages(row.get("messages"), "messages"))])
 
 
 def _sharegpt(row: Row) -> Parsed:
@@ -175,7 +174,8 @@ def _implicit_preference(row: Row) -> Parsed:
         raise DataError(
             "'chosen' and 'rejected' are strings and there is no 'prompt' column, so the prompt is not known",
             where=row.where,
-            fix="add a 'prompt' column, or give whole conversations as lists of {role, content} messages",
+            fix=renaming(guess_mapping(("prompt",), list(row.fields)))
+            or "add a 'prompt' column, or give whole conversations as lists of {role, content} messages",
         )
     shared = _common_prefix(chosen, rejected)
     if not shared:
@@ -261,17 +261,25 @@ def _steps(row: Row, column: str) -> Completion:
 
 
 def _alpaca(row: Row) -> Parsed:
+    return Parsed(_instruction(row), [Completion(content=(Message("assistant", row.string("output")),))])
+
+
+def _instruction_preference(row: Row) -> Parsed:
+    return Parsed(_instruction(row), _pair(row.text("chosen"), row.text("rejected")))
+
+
+def _instruction(row: Row) -> tuple[Message, ...]:
+    """The conversation up to the answer: `system`, `history`, then `instruction` (or `question`) with its `input` below."""
     turns = [Message("system", row.string("system"))] if row.has("system") and row.fields["system"] else []
     for i, turn in enumerate(row.items("history") if row.has("history") else ()):
         if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
             raise row.wrong(f"history[{i}]", turn, "a list of two strings, instruction and answer")
         said = [row.as_string(v, f"history[{i}]") for v in turn]
         turns += [Message("user", said[0]), Message("assistant", said[1])]
-    request = row.string("instruction")
+    request = row.string("instruction" if "instruction" in row.fields else "question")
     if row.has("input") and row.string("input").strip():
         request = f"{request}\n\n{row.string('input')}"
-    answer = (Message("assistant", row.string("output")),)
-    return Parsed((*turns, Message("user", request)), [Completion(content=answer)])
+    return (*turns, Message("user", request))
 
 
 def _question_answer(row: Row) -> Parsed:
@@ -290,6 +298,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("UltraFeedback", ("instruction", "completions"), "rankings", _ultrafeedback),
     Layout("preference", ("prompt", "chosen", "rejected"), "pairs", _preference, SCORES),
     Layout("ShareGPT preference", ("conversations", "chosen", "rejected"), "pairs", _sharegpt_preference),
+    Layout("Alpaca preference", ("instruction", "chosen", "rejected"), "pairs", _instruction_preference, ("input", "system", "history")),
+    Layout("question preference", ("question", "chosen", "rejected"), "pairs", _instruction_preference, ("system",)),
     Layout("preference, implicit prompt", ("chosen", "rejected"), "pairs", _implicit_preference, SCORES),
     Layout("judged pair", ("prompt", "response_a", "response_b", "label"), "pairs", _judged_pair),
     Layout("judged pair, votes only", ("prompt", "response_a", "response_b", "votes"), "pairs", _judged_pair),
@@ -350,9 +360,14 @@ def renaming(mapping: Mapping[str, str]) -> str:
 
 
 def closest(found: Sequence[str]) -> tuple[Layout, dict[str, str]]:
-    """The layout most of whose columns can be recognised among `found`, and which column stands for which."""
+    """The layout most of whose columns can be recognised among `found`, with the fewest renames, and which column stands for which."""
     guesses = [(layout, guess_mapping(layout.needs, found)) for layout in LAYOUTS]
-    return max(guesses, key=lambda guess: (len(guess[1]) / len(guess[0].needs), len(guess[1])))
+
+    def fitness(guess: tuple[Layout, dict[str, str]]) -> tuple[float, int, int]:
+        layout, mapping = guess
+        return len(mapping) / len(layout.needs), len(mapping), sum(name == column for name, column in mapping.items())
+
+    return max(guesses, key=fitness)
 
 
 def guess_mapping(needs: Iterable[str], found: Sequence[str]) -> dict[str, str]:

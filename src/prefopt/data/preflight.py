@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -123,17 +123,17 @@ class Preflight:
             return self.drop(EMPTY, example.where)
         if len(contents) > 1 and all(content == contents[0] for content in contents):
             return self.drop(IDENTICAL, example.where)
-        if len(set(map(_letters, contents))) < len(contents):
+        if any(content in contents[:i] for i, content in enumerate(contents)):
             self.note(REPEATED, example.where)
         if len(contents) > 1 and not (example.prompt if isinstance(example.prompt, tuple) else example.prompt.strip()):
             self.note(EMPTY_PROMPT, example.where)
         self.completions += len(contents)
-        self._compare("characters", example.completions, [len(_letters(content)) for content in contents])
+        self._compare("characters", example.completions, [_characters(content) for content in contents])
         return True
 
     def _repetition(self, example: Example) -> None:
-        whole = "\x1d".join([_letters(example.prompt), *(_letters(c.content) + f"\x1c{c.rank}{c.label}" for c in example.completions)])
-        digest = blake2b(whole.encode(errors="surrogatepass"), digest_size=8).digest()
+        said = [(c.content, c.rank, c.label) for c in example.completions]
+        digest = blake2b(repr((example.prompt, said)).encode(), digest_size=8).digest()
         if digest in self._seen:
             self.note(DUPLICATE, example.where)
         self._seen.add(digest)
@@ -196,11 +196,6 @@ class Preflight:
 
     # --- verdict
 
-    def share(self, tallies: Mapping[str, Tally], names: Collection[str]) -> tuple[float, list[tuple[str, Tally]]]:
-        """What part of the rows `names` make up, and those of them that were seen."""
-        found = [(name, tallies[name]) for name in names if name in tallies]
-        return sum(tally.count for _, tally in found) / max(self.rows, 1), found
-
     def enforce(self, settings: DataSettings) -> None:
         """Refuse data that pass a bound.
 
@@ -220,7 +215,8 @@ class Preflight:
             raise DataError(f"no row is left to train on ({self.rows} read; {reasons})", where=first, fix="mend the data or its options")
 
     def _enforce_dropped(self, bound: float) -> None:
-        share, found = self.share(self.dropped, MENDABLE)
+        found = [(reason, self.dropped[reason]) for reason in MENDABLE if reason in self.dropped]
+        share = sum(tally.count for _, tally in found) / max(self.rows, 1)
         if share > bound:
             reasons = "; ".join(f"{tally.count} {name}, first at {tally.first}" for name, tally in found)
             fix = f"mend or remove them, or accept the loss with data.max_dropped={_round_up(share)}"
@@ -305,9 +301,8 @@ def is_empty(content: Text) -> bool:
     return not any(m.role == "assistant" and (m.content.strip() or m.extra.get("tool_calls")) for m in content)
 
 
-def _letters(content: Text) -> str:
-    """The text itself, roles aside."""
-    return content if isinstance(content, str) else "\x1e".join(f"{m.role}\x1f{m.content}" for m in content)
+def _characters(content: Text) -> int:
+    return len(content) if isinstance(content, str) else sum(len(m.content) for m in content)
 
 
 def _round_up(share: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,9 @@ class Prepared:
     preflight: Preflight
 
 
-def prepare(settings: DataSettings, renderer: Renderer, *, data: str, max_length: int | None, seed: int) -> Prepared:
+def prepare(
+    settings: DataSettings, renderer: Renderer, *, data: str, max_length: int | None, seed: int, say: Callable[[str], object] | None = None
+) -> Prepared:
     """Everything between `data.path` and the first batch.
 
     Args:
@@ -35,6 +37,7 @@ def prepare(settings: DataSettings, renderer: Renderer, *, data: str, max_length
         data: what the method learns from (`Method.data`).
         max_length: the model's longest sequence in tokens, None where it has none.
         seed: of the split into training and held-out rows.
+        say: is given the preflight's table, before the data are refused or accepted.
 
     Raises:
         DataError: rows that cannot be read or do not fit the method, or data beyond a bound of the preflight.
@@ -53,6 +56,8 @@ def prepare(settings: DataSettings, renderer: Renderer, *, data: str, max_length
     for where in overlap(train, heldout):
         preflight.note(SEEN_PROMPT, where)
     preflight.kept.update(train=len(train), heldout=len(heldout))
+    if say is not None:
+        say(preflight.table())
     preflight.enforce(settings)
     return Prepared(train, heldout, preflight)
 
