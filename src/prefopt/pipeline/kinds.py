@@ -16,6 +16,7 @@ from prefopt.settings import (
     DataSettings,
     LoraSettings,
     ModelSettings,
+    Positive,
     ReferenceSettings,
     RolloutSettings,
     Size,
@@ -86,6 +87,15 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How a policy scores; a reward model needs none of it."""
+
+    reference: str | None = None
+    """A policy to measure against: scores are beta * (log pi - log pi_ref) of the completion, in nats."""
+    beta: Positive = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """What the model is measured on and against."""
 
@@ -126,6 +136,7 @@ KINDS: dict[str, Kind] = {
         _kind("world", ("pretrain", "sft", "prompts", "heldout"), WorldOptions),
         _kind("create", ("model",), CreateOptions, data=RowsSettings),
         _kind("sample", ("data",), NoOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
+        _kind("score", ("data",), ScoreOptions, model=ModelSettings, data=RowsSettings),
         _kind("label", ("data",), LabelOptions, data=RowsSettings),
         _kind("evaluate", ("evaluation",), EvaluateOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
         _kind("report", ("report",), NoOptions, reads_run=True),

@@ -3,7 +3,7 @@
     defaults:                      # optional: what every stage takes that reads the section and does not say otherwise
       train: {seed: 1}
     stages:
-      - kind: sft                  # a row of `prefopt methods`, or world, create, sample, label, evaluate, report
+      - kind: sft                  # a row of `prefopt methods`, or world, create, sample, score, label, evaluate, report
         data: {path: demos.jsonl}
       - kind: dpo
         name: align                # the kind, when not given
@@ -226,7 +226,7 @@ def _unread(stages: Sequence[_Head], override: Override) -> OptionError:
         if key[1] in hints(SECTIONS[key[0]]):
             return OptionError(f"not read by {here}", where=where, fix="leave it out")
         return OptionError("unknown key", where=where, fix=did_you_mean(key[1], hints(SECTIONS[key[0]])))
-    known = [name for stage in stages for name in _every_key(stage.kind)]
+    known = [name for stage in stages for name in _every_key(stage.kind) if name not in SECTIONS]
     return OptionError(f"not an option of {here}", where=where, fix=_suggest(override.dotted, known) or "prefopt methods NAME shows them")
 
 

@@ -22,8 +22,8 @@ from prefopt.pipeline import kinds, record
 from prefopt.pipeline.recipe import Recipe, Stage
 
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path")}
-"""The settings that name files; among a kind's own options it is `baseline`."""
-_OPTION_INPUTS = ("baseline",)
+"""The settings that name files; among a kind's own options these do."""
+_OPTION_INPUTS = ("baseline", "reference")
 
 Say = Callable[[str], None]
 

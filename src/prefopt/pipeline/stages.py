@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefopt.errors import OptionError
 from prefopt.pipeline import record, rows
 from prefopt.pipeline.create import create as create_model
 from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions, RowsSettings
@@ -90,21 +91,41 @@ def create(stage: Stage, folder: Path, context: Context) -> Done:
 
 def sample(stage: Stage, folder: Path, context: Context) -> Done:
     """Completions of a policy."""
+    facts, summary = write_samples(stage, folder / "samples.jsonl")
+    return Done({"data": "samples.jsonl"}, facts, summary)
+
+
+def write_samples(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
+    """Sample for every prompt and write one row each; the facts and a line to print."""
     policy = open_model(stage.sections["model"], kind="policy")
-    examples = _read(stage.sections["data"])
     finished: Counter[bool] = Counter()
-    written = rows.write_rows(folder / "samples.jsonl", _counted(rows.sampled(policy, examples, stage.sections["rollout"]), finished))
-    share = finished[True] / max(1, sum(finished.values()))
-    facts = {"prompts": written, "completions": sum(finished.values()), "finished": share, "renderer": policy.renderer.identity()}
-    return Done(
-        {"data": "samples.jsonl"}, facts, f"{sum(finished.values())} completions of {written} prompts, {share:.1%} ended by themselves"
-    )
+    drawn = rows.sampled(policy, _read(stage.sections["data"]), stage.sections["rollout"])
+    written, total = rows.write_rows(path, _counted(drawn, finished)), sum(finished.values())
+    share = finished[True] / max(1, total)
+    facts = {"prompts": written, "completions": total, "finished": share, "renderer": policy.renderer.identity()}
+    return facts, f"{total} completions of {written} prompts, {share:.1%} ended by themselves"
 
 
 def _counted(drawn: Iterator[rows.Row], finished: Counter[bool]) -> Iterator[rows.Row]:
     for row in drawn:
         finished.update(row["finished"])
         yield row
+
+
+def score(stage: Stage, folder: Path, context: Context) -> Done:
+    """Rewards, implicit rewards or log-probs of the completions of each row."""
+    written = write_scores(stage, folder / "scores.jsonl")
+    return Done({"data": "scores.jsonl"}, {"rows": written}, f"{written} rows scored")
+
+
+def write_scores(stage: Stage, path: Path) -> int:
+    """Score every completion of every row and write one row each; returns how many."""
+    model, reference = open_model(stage.sections["model"]), stage.options["reference"]
+    if reference is not None and hasattr(model, "score"):
+        raise OptionError("a reward model is measured against no reference", where="reference", fix="leave reference out")
+    other = open_model(stage.sections["model"], kind="policy", path=reference) if reference else None
+    examples = _read(stage.sections["data"])
+    return rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
 
 
 def label(stage: Stage, folder: Path, context: Context) -> Done:
@@ -147,6 +168,7 @@ RUN: dict[str, Callable[[Stage, Path, Context], Done]] = {
     "world": world,
     "create": create,
     "sample": sample,
+    "score": score,
     "label": label,
     "evaluate": evaluate,
     "report": report,
