@@ -60,9 +60,9 @@ def test_generators_go_on_where_they_were() -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (1, 5, 100_000_000, 20):
+    for step in (1, 5, 100_000_000, 99_999_999):
         checkpoint.save(tmp_path, step, tensors(step), {"step": step}, keep=2)
-    assert names(tmp_path) == ["step-00000020", "step-100000000"]
+    assert names(tmp_path) == ["step-100000000", "step-99999999"]
     assert checkpoint.latest(tmp_path) == tmp_path / "step-100000000"
 
 
@@ -82,13 +82,33 @@ def test_a_step_saved_again_is_replaced(tmp_path: Path) -> None:
     assert restored.state == {"run": 2}
 
 
-def test_killed_between_the_two_renames_of_a_replacement(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, 1, tensors(1), {"run": 1}).rename(tmp_path / "step-00000001.old")
-    restored = checkpoint.restore(tmp_path)
+@pytest.mark.parametrize("killed_at", ["draft", "aside"])
+def test_killed_in_the_middle_of_a_replacement(tmp_path: Path, killed_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the new one is in place the old one counts, and after that the new one, although the old one is still there."""
+    checkpoint.save(tmp_path, 1, tensors(1), {"run": 1})
+    rename, discard = Path.rename, checkpoint._discard
+
+    def renamed(path: Path, target: Path) -> Path:
+        if killed_at == "draft" and path.name.startswith(checkpoint.WRITING):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    def discarded(path: Path) -> None:
+        if killed_at == "aside" and path.exists():
+            raise KeyboardInterrupt
+        discard(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", renamed)
+        patch.setattr(checkpoint, "_discard", discarded)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 1, tensors(2), {"run": 2})
+    restored = checkpoint.restore(tmp_path, say=pytest.fail)
     assert restored
-    assert restored.state == {"run": 1}
-    checkpoint.save(tmp_path, 1, tensors(2), {"run": 2})
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000001"
+    assert restored.state == {"run": 1 if killed_at == "draft" else 2}
+    checkpoint.save(tmp_path, 1, tensors(3), {"run": 3}, keep=1)
+    assert names(tmp_path) == ["step-00000001"]
+    assert checkpoint.load(tmp_path / "step-00000001")[1] == {"run": 3}
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,13 @@ def test_a_mean_is_not_a_mean_of_means() -> None:
     assert meter.result() == {"loss": 0.25}
 
 
+def test_counts_may_be_weights() -> None:
+    meter = Meter()
+    meter.add({"loss": Stat(1.0, 0.25)})
+    meter.add({"loss": Stat(0.0, 0.25)})
+    assert meter.result() == {"loss": 2.0}
+
+
 def test_what_counted_nothing_is_left_out() -> None:
     meter = Meter()
     meter.add({"kl": Stat(0.0, 0), "loss": Stat(2.0, 1)})

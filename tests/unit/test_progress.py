@@ -60,6 +60,14 @@ def test_other_ranks_are_silent(terminal: bool) -> None:
     assert run(5, terminal=terminal, rank=1) == ""
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_by_default_rank_0_writes_to_standard_error(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
+    Progress(1, title="dpo", rank=rank).update(1, METRICS)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert ("dpo 1/1" in shown.err) == (rank == 0)
+
+
 def test_time_left_counts_from_this_start(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0])
     monkeypatch.setattr("prefopt.training.progress.time.perf_counter", lambda: next(clock))

@@ -47,7 +47,7 @@ def test_jsonl_goes_on_at_the_checkpoint(tmp_path: Path) -> None:
 
 def test_jsonl_of_a_new_run_starts_empty(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 9.0}\n')
+    path.write_text('{"step": 0, "eval/loss": 9.0}\nnot even ours\n{"step": 1, "loss": 9.0}\n')
     Jsonl(path).close()
     assert path.read_text() == ""
 
