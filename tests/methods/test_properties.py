@@ -70,6 +70,23 @@ def test_dft_and_wpo_do_not_differentiate_their_weights() -> None:
     torch.testing.assert_close(gradient(METHODS["wpo"], view), gradient(METHODS["dpo"], view) * weight)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_single_precision_gives_the_same_gradient(name: str) -> None:
+    """A value may be right while its gradient is lost to cancellation."""
+    method, made = METHODS[name], rows_for(METHODS[name], seed=4)
+    for options in ({}, {"divergence": "forward_kl"}, {"divergence": "alpha", "alpha": 0.3}) if name == "dpo" else ({},):
+        exact = gradient(method, view_of(made), **options)
+        found = gradient(method, view_of(made, dtype=torch.float32), **options)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-7)
+
+
+def test_dft_gives_up_on_impossible_tokens() -> None:
+    logps = torch.tensor([-math.inf, -200.0, -1.0], requires_grad=True)
+    losses.dft(logps).sum().backward()
+    assert losses.dft(logps).tolist() == pytest.approx([0, 0, math.exp(-1)])
+    assert logps.grad.tolist() == pytest.approx([0, 0, -math.exp(-1)])
+
+
 @pytest.mark.parametrize("name", REFERENCED)
 def test_the_reference_gets_no_gradient(name: str) -> None:
     view = view_of(rows_for(METHODS[name]))

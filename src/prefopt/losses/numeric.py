@@ -75,7 +75,5 @@ def log1mexp(x: Tensor) -> Tensor:
     >>> log1mexp(torch.tensor([-1e-3, -50.0])).tolist()
     [-6.90825..., -1.92874...e-22]
     """
-    x = x.clamp(max=-torch.finfo(x.dtype).eps)
-    near = x > -math.log(2)
-    # Each branch is computed where it is safe and selected again, so the other one's infinite slope never meets a 0.
-    return torch.where(near, (-torch.where(near, x, -1.0).expm1()).log(), (-torch.where(near, -1.0, x).exp()).log1p())
+    x = x.clamp(max=-torch.finfo(x.dtype).eps)  # also keeps the branch not selected finite, so that no 0 * inf enters its gradient
+    return torch.where(x > -math.log(2), (-x.expm1()).log(), (-x.exp()).log1p())
