@@ -26,7 +26,8 @@ LAYERS = [
 ]
 HEIGHT = {package: height for height, packages in enumerate(LAYERS) for package in packages}
 FILES = sorted(SOURCE.rglob("*.py"))
-LIGHT = ["prefopt", "prefopt.cli", "prefopt.settings", "prefopt.data", "prefopt.stats", "prefopt.world", "prefopt.pipeline.recipe"]
+LIGHT = ["prefopt", "prefopt.cli", "prefopt.settings", "prefopt.pipeline.recipe"]
+LIGHT += [f"prefopt.{path.parent.name}.{path.stem}" for part in ("data", "stats", "world") for path in SOURCE.glob(f"{part}/*.py")]
 HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "tensorboard", "wandb", "trackio"}
 FILE_LINES, FUNCTION_LINES, LONGEST = 600, 40, 80
 
