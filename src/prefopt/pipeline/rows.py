@@ -123,7 +123,8 @@ def labelled(examples: Iterable[Example], options: LabelOptions, seen: Counter[s
     Args:
         examples: rows with `completions` and the world's `meta`.
         options: who judges, how often, and which pairs.
-        seen: filled with what became of the pairs: "labelled", "tie" and "identical".
+        seen: filled with counts of pairs "labelled" and "tie", of "empty" answers, which nobody is shown, and of prompts with "no_pair"
+            of different answers left.
 
     Raises:
         DataError: a row that is not of the synthetic world, or has fewer than two answers.
@@ -146,8 +147,10 @@ def _pairs(example: Example, count: int, rng: np.random.Generator, seen: Counter
         raise DataError(
             "a preference needs two answers, the row has one", where=example.where, fix="set rollout.samples=2 in the sample stage"
         )
-    different = list(itertools.combinations(dict.fromkeys(texts), 2))
-    seen["identical"] += not different
+    spoken = [text for text in texts if text.strip()]
+    seen["empty"] += len(texts) - len(spoken)
+    different = list(itertools.combinations(dict.fromkeys(spoken), 2))
+    seen["no_pair"] += not different
     for i in rng.permutation(len(different))[:count]:
         a, b = different[i]
         yield (a, b) if rng.random() < 0.5 else (b, a)

@@ -94,6 +94,7 @@ def run_stage(
     else:
         _make_room(stage, folder, key, replace=replace, say=context.say, title=title)
         resolved = stage.resolve(finished.outputs)
+        inputs = {path: inputs.get(path) or record.digest_path(path) for path in _inputs(resolved)}
         entry = {"kind": stage.kind, "name": stage.name, "key": key, "stage": _settings(stage), "parents": parents, "inputs": inputs}
         outputs = _execute(resolved, folder, entry, context, title)
     finished.outputs[stage.name] = {name: str(folder / path) for name, path in outputs.items()}
@@ -167,7 +168,7 @@ def _make_room(stage: Stage, folder: Path, key: str, *, replace: bool, say: Say,
             "the folder holds files that are not a prefopt stage's", where=str(folder), fix="choose another --out or empty the folder"
         )
     if entry["key"] == key and not (folder / "outputs.json").exists():
-        say(f"{title}: going on where it stopped")
+        say(f"{title}: not finished last time; going on")
         return
     change = _changes(entry.get("stage", {}), _settings(stage))
     if not replace:

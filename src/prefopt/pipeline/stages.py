@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,17 +31,17 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     from prefopt.training.setup import Setup
 
     settings, method = stage.sections, METHODS[stage.kind]
-    model = open_model(settings["model"], kind="reward" if method.reads == "scores" else "policy", seed=settings["train"].seed)
-    data = settings["data"]
-    prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, seed=settings["train"].seed)
-    context.say(prepared.preflight.table())
+    data, seed = settings["data"], settings["train"].seed
+    model = open_model(settings["model"], kind="reward" if method.reads == "scores" else "policy", seed=seed)
+    prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, seed=seed, say=context.say)
     record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
-    record.write_json(folder / "tokens.json", [shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]])
+    record.write_text(folder / "tokens.json", json.dumps([shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]]))
     given = {name: settings[name] for name in ("train", "lora", "reference") if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
     result = fit(setup, model, prepared, out=folder, track=settings["track"])
     facts = {
-        "renderer": model.renderer.identity(),
+        "tokenizer_and_template": model.renderer.identity(),
+        "template_sha256": record.digest(model.renderer.template),
         "model_sha256": record.digest_path(result.model),
         "steps": result.steps,
         "stopped": result.stopped,
@@ -102,7 +103,7 @@ def write_samples(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
     drawn = rows.sampled(policy, _read(stage.sections["data"]), stage.sections["rollout"])
     written, total = rows.write_rows(path, _counted(drawn, finished)), sum(finished.values())
     share = finished[True] / max(1, total)
-    facts = {"prompts": written, "completions": total, "finished": share, "renderer": policy.renderer.identity()}
+    facts = {"prompts": written, "completions": total, "finished": share, "tokenizer_and_template": policy.renderer.identity()}
     return facts, f"{total} completions of {written} prompts, {share:.1%} ended by themselves"
 
 
@@ -133,7 +134,7 @@ def label(stage: Stage, folder: Path, context: Context) -> Done:
     seen: Counter[str] = Counter()
     pairs = rows.labelled(_rows(stage.sections["data"]), LabelOptions(**stage.options), seen)
     written = rows.write_rows(folder / "pairs.jsonl", pairs)
-    left_out = f"{seen['identical']} prompts had identical answers only, {seen['tie']} pairs were ties"
+    left_out = f"{seen['tie']} ties, {seen['empty']} empty answers, {seen['no_pair']} prompts without two different ones"
     return Done({"data": "pairs.jsonl"}, {"pairs": written, **seen}, f"{written} pairs ({left_out})")
 
 
