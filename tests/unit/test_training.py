@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from prefopt.errors import ModelError, OptionError, TrainingError
+from prefopt.data.preflight import Preflight
+from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS
+from prefopt.pack.prepare import Prepared
 from prefopt.settings import LoraSettings, ReferenceSettings
 from prefopt.training import loop
-from prefopt.training.fit import Interrupted
-from tests.worlds import language_model, losses_of, metrics_of, run
+from prefopt.training.fit import Interrupted, fit
+from prefopt.training.setup import Setup
+from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
 
 AT_REFERENCE = {
     "dpo": math.log(2),
@@ -201,6 +205,18 @@ def test_settings_that_cannot_mean_what_they_say_are_refused(changes: dict, matc
     with pytest.raises(OptionError, match=match):
         run(tmp_path, changes.pop("method", "dpo"), **changes)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_method_that_needs_margins_refuses_rows_without(tmp_path: Path) -> None:
+    trees = [replace(tree, margin=None) for tree in rows_for("odpo", 4)]
+    with pytest.raises(DataError, match=r"rows.jsonl:1: odpo needs a column `margin`"):
+        fit(Setup(method="odpo"), language_model(), Prepared(trees, [], Preflight(None, None)), out=tmp_path)
+
+
+def test_a_coupled_method_takes_another_rows_loss_in(tmp_path: Path) -> None:
+    run(tmp_path / "one", "aot", mix={"wpo": 0.5, "sft": 0.1})
+    run(tmp_path / "many", "aot", mix={"wpo": 0.5, "sft": 0.1}, train={"micro_tokens": 60})
+    assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "many"), rel=1e-4)
 
 
 def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:

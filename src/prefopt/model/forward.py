@@ -66,10 +66,15 @@ def policy_logps(model: Any, batch: Batch, *, stats: bool = False) -> TokenStats
 def reward_scores(model: Any, batch: Batch) -> torch.Tensor:
     """Scores [S] read at the last token of every sequence, float32."""
     hidden = hidden_states(model, batch)[batch.last_S]
-    return base_of(model).score(hidden)[:, 0].float()
+    return _scores(model, hidden)
 
 
 def step_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [J] of a process reward model at the labelled step ends, float32."""
     hidden = hidden_states(model, batch)[batch.step_index_J]
-    return base_of(model).score(hidden)[:, 0].float()
+    return _scores(model, hidden)
+
+
+def _scores(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    head: Any = base_of(model).score
+    return head(hidden)[:, 0].float()

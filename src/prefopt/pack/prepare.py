@@ -104,7 +104,9 @@ def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, pref
         if not preflight.admit(fitted):
             continue
         ranks = {completion.rank for completion in fitted.completions}
-        if data in ("pairs", "rankings", "labels") and ranks == {0}:
+        # A pairwise method reads the untied pairs of a ranking; the Plackett-Luce law has no ties, and file order is no preference.
+        tied = len(ranks) < len(fitted.completions) if data == "rankings" else ranks == {0}
+        if data in ("pairs", "rankings", "labels") and tied:
             preflight.drop(TIE, example.where)
         elif data == "steps" and all(label is None for c in fitted.completions for label in c.step_labels):
             preflight.drop(UNLABELLED, example.where)

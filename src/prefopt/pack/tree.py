@@ -9,7 +9,7 @@ packed path and the only path of models whose attention cannot take a tree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def pad(trees: Sequence[TokenTree], *, pairs: Pairs = "all", pad_id: int = 0) ->
     )
 
 
-def _columns(trees: Sequence[TokenTree], places: Sequence[_Place], pairs: Pairs) -> dict[str, torch.Tensor]:
+def _columns(trees: Sequence[TokenTree], places: Sequence[_Place], pairs: Pairs) -> dict[str, Any]:
     """The flat columns of a batch, from where each branch lies."""
     branches = [branch for tree in trees for branch in tree.branches]
     scored = [_scored(branch, place) for branch, place in zip(branches, places, strict=True)]

@@ -64,7 +64,7 @@ def mismatched_kl(job: Job, trees: Sequence[TokenTree]) -> torch.Tensor:
 
 
 def mean_of_classes(shift: Mapping[str, Stat]) -> float:
-    """delta = (mean desirable reward + mean undesirable reward) / 2 (arXiv 2404.04656, eq. 13); a class not yet seen counts 0."""
+    """delta = (mean desirable reward + mean undesirable reward) / 2 (arXiv 2404.04656); a class not yet seen counts 0."""
     return sum(stat.total / stat.count for stat in shift.values() if stat.count) / 2
 
 
@@ -84,9 +84,10 @@ def whole_step(job: Job, batches: Sequence[Batch], counts: Mapping[str, float]) 
     """The loss of the step as one batch, and its slope at every scored token."""
     views = [job.look(batch) for batch in batches]
     whole = merge(batches)
-    logps_T = torch.cat([view.logps_T for view in views]).requires_grad_()
-    references = [view.ref_logps_T for view in views if view.ref_logps_T is not None]
-    view = replace(views[0], batch=whole, logps_T=logps_T, ref_logps_T=torch.cat(references) if references else None)
+    columns = {name: [getattr(view, name) for view in views] for name in ("logps_T", "ref_logps_T", "entropy_T", "collision_T")}
+    known = {name: torch.cat(parts) for name, parts in columns.items() if parts[0] is not None}
+    logps_T = known["logps_T"].requires_grad_()
+    view = replace(views[0], batch=whole, **known)
     with torch.enable_grad():
         loss = reduce(job.method.terms(view, job.options), counts)
         (slope_T,) = torch.autograd.grad(loss, logps_T)

@@ -49,10 +49,13 @@ def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
     """Sum every parameter's gradient over the ranks: losses are already divided by the denominator of the whole step."""
     if world_size() == 1:
         return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
+    named = list(parameters)
+    touched = torch.tensor([float(p.grad is not None) for p in named], device=_device())
+    dist.all_reduce(touched)
+    for parameter, ranks in zip(named, touched.tolist(), strict=True):
+        if ranks:  # one that no rank used stays without a gradient, as it would alone
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            dist.all_reduce(parameter.grad)
 
 
 def assert_same(parameters: Iterable[torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from prefopt.errors import OptionError, PrefoptError, TrainingError
+from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError
 from prefopt.pack.plan import Plan
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import LanguageModel
@@ -253,6 +253,9 @@ def _check(setup: Setup, data: Prepared) -> None:
     train = setup.train
     if not data.train:
         raise OptionError("no rows are left to train on", where="data.path", fix="see the preflight table for why they were dropped")
+    bare = next((tree for tree in data.train if tree.margin is None), None) if setup.row.needs_margin else None
+    if bare is not None:
+        raise DataError(f"{setup.method} needs a column `margin`, and this row has none", where=bare.where, fix="add it, or train dpo")
     if (train.keep_best or train.eval_every) and not data.heldout:
         where = "train.keep_best" if train.keep_best else "train.eval_every"
         raise OptionError("there is no held-out data to judge by", where=where, fix="set data.eval_path or data.eval_fraction")

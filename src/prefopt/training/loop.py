@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from prefopt.errors import TrainingError
+from prefopt.losses.columns import View
 from prefopt.losses.reduce import reduce
 from prefopt.training import distributed
 from prefopt.training.coupling import Coupling, couple, remember
@@ -80,9 +81,9 @@ def evaluate(job: Job, trees: Sequence[TokenTree]) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in {"loss": _total(loss, coupling), **meter.result()}.items()}
 
 
-def _loss(job: Job, view: object, coupling: Coupling, counts: dict[str, float], at: int) -> torch.Tensor:
+def _loss(job: Job, view: View, coupling: Coupling, counts: dict[str, float], at: int) -> torch.Tensor:
     """This micro-batch's share of the step's loss; with slopes given, something that has the same gradient."""
-    if coupling.slopes:
+    if coupling.slopes and view.logps_T is not None:
         return (view.logps_T * coupling.slopes[at]).sum()
     return reduce(job.method.terms(view, job.options), counts)
 

@@ -21,7 +21,7 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
 
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
+        lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type] # any number will do
         lora_dropout=settings.dropout,
         target_modules=settings.targets,
         task_type="SEQ_CLS" if scorer else "CAUSAL_LM",
