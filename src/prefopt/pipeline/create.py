@@ -22,14 +22,14 @@ def create(examples: Iterable[Example], options: CreateOptions, folder: Path) ->
         OptionError: a shape that cannot be, or a vocabulary too small for the 256 bytes and the control tokens.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
     _check(options)
     tokenizer = build_tokenizer((text for example in examples for text in texts(example)), options)
     config = AutoConfig.for_model(options.family, **_shape(options), vocab_size=len(tokenizer), **_special_ids(tokenizer))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURNS[1])]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -54,7 +54,7 @@ def build_tokenizer(corpus: Iterable[str], options: CreateOptions) -> Any:
         show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer=trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END_OF_TEXT,
         pad_token=PAD,

@@ -50,15 +50,15 @@ class Stage:
     @property
     def references(self) -> list[tuple[str, str]]:
         """The (stage, output) pairs this stage waits for, in order of appearance, once each."""
-        pairs = [tuple(text.split(".", 1)) for value in _strings(self.to_dict()) for text in _REFERENCE.findall(value)]
-        return list(dict.fromkeys(pairs))  # type: ignore[arg-type]
+        found = [text.partition(".") for value in _strings(self.to_dict()) for text in _REFERENCE.findall(value)]
+        return list(dict.fromkeys((name, output) for name, _, output in found))
 
     def resolve(self, outputs: Mapping[str, Mapping[str, str]]) -> Stage:
         """The stage with every `${name.output}` replaced by what that stage wrote."""
 
         def fill(value: Any) -> Any:
             if isinstance(value, str):
-                return _REFERENCE.sub(lambda m: outputs[m[1].split(".", 1)[0]][m[1].split(".", 1)[1]], value)
+                return _REFERENCE.sub(lambda m: outputs[m[1].partition(".")[0]][m[1].partition(".")[2]], value)
             if is_dataclass(value) and not isinstance(value, type):
                 return replace(value, **{f.name: fill(getattr(value, f.name)) for f in fields(value)})
             if isinstance(value, Mapping):

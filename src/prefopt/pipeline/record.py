@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import prefopt
 
@@ -81,7 +81,7 @@ def _digest_file(path: Path) -> str:
             return _digest_stream(unpacked)
 
 
-def _digest_stream(stream: IO[bytes]) -> str:
+def _digest_stream(stream: gzip.GzipFile) -> str:
     total = hashlib.sha256()
     while chunk := stream.read(_CHUNK):
         total.update(chunk)

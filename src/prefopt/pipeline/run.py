@@ -197,7 +197,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _settings(stage: Stage) -> dict[str, Any]:
     """A stage as plain JSON values (tuples become lists), the form that is hashed and written."""
-    return _plain(stage.to_dict())
+    return {name: _plain(value) for name, value in stage.to_dict().items()}
 
 
 def _plain(value: Any) -> Any:

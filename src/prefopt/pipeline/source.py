@@ -56,12 +56,13 @@ class Source:
     def put(self, key: Key, value: Any, mark: str) -> None:
         """Set one value, making the mappings on the way to it."""
         place = self.values
-        for part in key[:-1]:
-            if isinstance(place, dict):
-                place[part] = {} if place.get(part) is None else place[part]
+        for depth, part in enumerate(key[:-1], 1):
+            if isinstance(place, dict) and place.get(part) is None:
+                place[part] = {}
+                self.marks[key[:depth]] = mark
             place = place[part]
             if not isinstance(place, dict | list):
-                raise OptionError(f"expected a mapping of keys, found {place!r}", where=f"{self.at(key[:-1])}: {part}")
+                raise OptionError(f"expected a mapping of keys, found {place!r}", where=f"{self.at(key[:depth])}: {part}")
         place[key[-1]] = value
         self.marks[key] = mark
 
