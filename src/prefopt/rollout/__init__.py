@@ -1,0 +1,1 @@
+"""Policies one can ask, and samplers that complete prompts."""

@@ -1,0 +1,113 @@
+"""What a sampler is, and how one token is drawn.
+
+Shapes: B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from prefopt.settings import RolloutSettings
+from prefopt.types import IntArray
+
+BLOCK = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One completion.
+
+    Attributes:
+        ids: its tokens [n], the stop token included when there is one.
+        logps: log-probs [n] (float32, nats) of those tokens under the distribution they were drawn from: after temperature and top_p.
+            Greedy samples (temperature 0) carry the model's own log-probs, at temperature 1.
+        text: the tokens as text, control tokens left out.
+        finished: it ended with a stop token, not for want of room.
+    """
+
+    ids: IntArray
+    logps: npt.NDArray[np.float32]
+    text: str
+    finished: bool
+
+
+class Sampler(Protocol):
+    """Anything that completes prompts: this process, or an engine elsewhere."""
+
+    def sample(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> list[list[Sample]]:
+        """`settings.samples` completions of each prompt (token ids), in the order of the prompts."""
+        ...
+
+
+class Drawn(NamedTuple):
+    """Tokens [B] and their log-probs [B] (float32)."""
+
+    ids_B: torch.Tensor
+    logps_B: torch.Tensor
+
+
+def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, *, temperature: float, top_p: float) -> Drawn:
+    """One token a row from softmax(logits / temperature), cut to its nucleus.
+
+    A sample is a function of one uniform number a row (inverse of the distribution function), so it does not depend on the rows
+    beside it, and it needs one pass over the vocabulary beyond the log-probs. Gumbel-max needs V random numbers and a logarithm
+    of each: several times the cost of everything here.
+
+    Args:
+        logits_BV: [B, V], any float dtype.
+        uniform_B: float64 in [0, 1).
+        temperature: 0 takes the most probable token.
+        top_p: keep the most probable tokens whose mass before them is below this (arXiv 1904.09751); 1 keeps all.
+    """
+    logits_BV = logits_BV.float()
+    if temperature == 0:
+        ids_B = logits_BV.argmax(-1)
+        return Drawn(ids_B, _at(logits_BV, ids_B) - logits_BV.logsumexp(-1))
+    logits_BV = logits_BV / temperature
+    top_B = logits_BV.amax(-1)
+    weight_BV = (logits_BV - top_B[:, None]).exp_()
+    if top_p < 1:
+        weight_BV = nucleus(weight_BV, top_p)
+    ids_B = inverse_cdf(weight_BV, uniform_B)
+    return Drawn(ids_B, _at(logits_BV, ids_B) - top_B - weight_BV.sum(-1).log())
+
+
+def nucleus(weight_BV: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The weights with those outside the nucleus set to 0; weights equal to the last one kept are kept too."""
+    sorted_BV = weight_BV.sort(dim=-1, descending=True).values
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    kept_B = (before_BV < top_p * sorted_BV.sum(-1, keepdim=True)).sum(-1).clamp_min(1)
+    return torch.where(weight_BV >= _at(sorted_BV, kept_B - 1)[:, None], weight_BV, 0.0)
+
+
+def inverse_cdf(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The token [B] at which the running sum of the weights first exceeds `uniform` of the whole.
+
+    Two levels, blocks of tokens and then tokens of one block, save the running sum over the vocabulary. Sums of blocks are added
+    in float64, where a number below 1 times the total stays below the total: a token of weight 0 is never drawn.
+    """
+    blocks_BKW = F.pad(weight_BV, (0, -weight_BV.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    block_B, rest_B = _find(blocks_BKW.sum(-1).double(), uniform_B.double())
+    inside_BW = blocks_BKW[torch.arange(len(block_B), device=block_B.device), block_B]
+    return block_B * BLOCK + _find(inside_BW.double(), rest_B)[0]
+
+
+def _find(mass_BK: torch.Tensor, uniform_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the running sum first exceeds `uniform` of the total, and how far into that item it is, in [0, 1)."""
+    sums_BK = mass_BK.cumsum(-1)
+    goal_B = uniform_B * sums_BK[:, -1]
+    index_B = torch.searchsorted(sums_BK, goal_B[:, None], right=True)[:, 0]
+    mass_B = _at(mass_BK, index_B)
+    rest_B = (goal_B - _at(sums_BK, index_B) + mass_B) / mass_B
+    return index_B, rest_B.clamp(0.0, 1 - 2**-53)
+
+
+def _at(values_BV: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
+    return values_BV.gather(-1, index_B[:, None])[:, 0]
