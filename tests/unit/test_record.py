@@ -1,0 +1,273 @@
+"""Records and the runner: a stage is run once, whole, and again only when something it depends on has changed."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.errors import DataError, OptionError, TrainingError
+from prefopt.pipeline import record, stages
+from prefopt.pipeline.recipe import Stage, build, single
+from prefopt.pipeline.run import Context, Done, Fault, Finished, run, run_stage
+from prefopt.pipeline.source import Override, parse, parse_override
+
+RECIPE = """\
+stages:
+  - {kind: world, seed: 1}
+  - {kind: sample, model: {path: some/hub-name}, data: {path: "${world.prompts}"}}
+  - {kind: label, data: {path: "${sample.data}"}}
+  - {kind: score, name: aside, model: {path: some/hub-name}, data: {path: rows.jsonl}}
+  - {kind: report}
+"""
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Stages that only write down that they ran, in a folder with the one outside file."""
+    ran: list[str] = []
+
+    def fake(stage: Stage, folder: Path, context: Context) -> Done:
+        ran.append(stage.name)
+        outputs = {"world": ("pretrain", "sft", "prompts", "heldout"), "report": ("report",)}.get(stage.kind, ("data",))
+        for output in outputs:
+            (folder / output).write_text(stage.name)
+        return Done({output: output for output in outputs}, {"fact": 1}, "done")
+
+    monkeypatch.setattr(stages, "RUN", dict.fromkeys(stages.RUN, fake))
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text("{}\n")
+    return ran
+
+
+def start(*arguments: str, said: list[str] | None = None) -> Finished:
+    recipe = build(parse(RECIPE, "r.yaml"), [parse_override(a) for a in arguments])
+    return run(recipe, Path("out"), (said if said is not None else []).append)
+
+
+# --- the runner
+
+
+def test_a_second_run_does_nothing_and_says_so(calls: list[str]) -> None:
+    first, said = start(), []
+    assert calls == ["world", "sample", "label", "aside", "report"]
+    second = start(said=said)
+    assert len(calls) == 5
+    assert said == [f"[{i}/5] {name}: already done" for i, name in enumerate(calls, 1)]
+    assert first.outputs == second.outputs
+    assert first.outputs["sample"] == {"data": "out/sample/data"}
+
+
+def test_a_change_runs_the_stage_and_what_depends_on_it(calls: list[str]) -> None:
+    start()
+    calls.clear()
+    said: list[str] = []
+    start("sample.rollout.temperature=0.5", said=said)
+    assert calls == ["sample", "label", "report"]
+    assert "[2/5] sample: rollout.temperature: 1.0 -> 0.5; running again" in said
+
+
+def test_a_changed_file_runs_what_reads_it(calls: list[str]) -> None:
+    start()
+    calls.clear()
+    Path("rows.jsonl").write_text('{"prompt": "x"}\n')
+    start()
+    assert calls == ["aside", "report"]
+
+
+def test_a_touched_file_or_a_moved_run_changes_nothing(calls: list[str]) -> None:
+    start()
+    calls.clear()
+    os.utime("rows.jsonl", (0, 0))
+    os.rename("out", "elsewhere")
+    recipe = build(parse(RECIPE, "r.yaml"))
+    finished = run(recipe, Path("elsewhere"), lambda line: None)
+    assert calls == []
+    assert finished.outputs["label"]["data"] == "elsewhere/label/data"
+
+
+def test_a_lost_output_is_made_again(calls: list[str]) -> None:
+    start()
+    calls.clear()
+    Path("out/label/data").unlink()
+    start()
+    assert calls == ["label"]
+
+
+def failing(error: BaseException) -> Callable[..., Done]:
+    def fail(stage: Stage, folder: Path, context: Context) -> Done:
+        (folder / "half").write_text("half")
+        raise error
+
+    return fail
+
+
+def test_a_stage_that_stopped_is_not_done_and_keeps_what_it_had(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = stages.RUN["label"]
+    monkeypatch.setitem(stages.RUN, "label", failing(DataError("bad row")))
+    with pytest.raises(DataError, match="bad row"):
+        start()
+    assert not Path("out/label/outputs.json").exists()
+    assert "ended" not in json.loads(Path("out/label/record.json").read_text())
+    monkeypatch.setitem(stages.RUN, "label", good)
+    calls.clear()
+    start()
+    assert calls == ["label", "aside", "report"]
+    assert Path("out/label/half").exists(), "a stopped run of the same settings goes on in its folder"
+
+
+def test_leftovers_of_other_settings_are_cleared(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = stages.RUN["label"]
+    monkeypatch.setitem(stages.RUN, "label", failing(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    monkeypatch.setitem(stages.RUN, "label", good)
+    start("label.seed=5")
+    assert not Path("out/label/half").exists()
+
+
+def test_a_fault_leaves_its_traceback_in_the_folder(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stages.RUN, "label", failing(ZeroDivisionError("oh")))
+    with pytest.raises(Fault, match="stage 'label': ZeroDivisionError: oh") as caught:
+        start()
+    assert caught.value.path == Path("out/label/traceback.txt")
+    assert "ZeroDivisionError: oh" in caught.value.path.read_text()
+    assert not Path("out/label/outputs.json").exists()
+
+
+def test_a_full_disk_is_told_as_one(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(stages.RUN, "label", failing(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(TrainingError, match="disk is full"):
+        start()
+
+
+def test_a_folder_with_other_files_is_left_alone(calls: list[str]) -> None:
+    Path("out/world").mkdir(parents=True)
+    Path("out/world/thesis.tex").write_text("years of work")
+    with pytest.raises(OptionError, match="not a prefopt stage's"):
+        start()
+    assert Path("out/world/thesis.tex").read_text() == "years of work"
+    assert calls == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_left_alone(calls: list[str]) -> None:
+    Path("out").mkdir()
+    Path("out/world").write_text("mine")
+    with pytest.raises(OptionError, match="is a file"):
+        start()
+
+
+def alone(seed: int, **how: Any) -> None:
+    stage = single({"kind": "world"}, [Override(("seed",), seed)])
+    run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None), **how)
+
+
+def test_a_single_stage_is_only_overwritten_when_asked_to(calls: list[str]) -> None:
+    alone(1)
+    with pytest.raises(OptionError, match="seed: 1 -> 2") as caught:
+        alone(2, replace=False)
+    assert "--overwrite" in str(caught.value)
+    alone(1, replace=False)
+    assert calls == ["world"]
+    alone(2, replace=True)
+    assert calls == ["world", "world"]
+
+
+def test_the_record_says_what_made_what(calls: list[str]) -> None:
+    start()
+    entry = json.loads(Path("out/label/record.json").read_text())
+    assert entry["inputs"] == {"out/sample/data": record.digest_path("out/sample/data")}
+    assert entry["parents"] == {"sample": json.loads(Path("out/sample/record.json").read_text())["key"]}
+    assert entry["seeds"] == {"seed": 0}
+    assert entry["stage"]["data"]["path"] == "${sample.data}"
+    assert entry["outputs"] == {"data": "data"}
+    assert entry["fact"] == 1
+    assert entry["started"] <= entry["ended"]
+    assert {"code", "packages", "hardware"} <= entry.keys()
+    assert list(json.loads(Path("out/report/record.json").read_text())["parents"]) == ["world", "sample", "label", "aside"]
+
+
+def test_each_folder_holds_a_recipe_that_runs_by_itself(calls: list[str]) -> None:
+    start()
+    alone_again = build(parse(Path("out/label/recipe.yaml").read_text(), "r.yaml")).stages[0]
+    assert alone_again.sections["data"].path == "out/sample/data"
+    assert [s.name for s in build(parse(Path("out/recipe.yaml").read_text(), "r.yaml")).stages] == [
+        "world",
+        "sample",
+        "label",
+        "aside",
+        "report",
+    ]
+
+
+# --- hashes and files
+
+
+def test_a_gzip_file_has_the_hash_of_what_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"rows" * 10_000)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(b"rows" * 10_000)
+    assert record.digest_path(tmp_path / "a.jsonl") == record.digest_path(tmp_path / "a.jsonl.gz")
+
+
+def test_the_hash_of_a_folder_is_that_of_names_and_contents(tmp_path: Path) -> None:
+    def folder(name: str, **files: str) -> str:
+        (tmp_path / name / "sub").mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / name / file.replace("__", "/")).write_text(text)
+        return record.digest_path(tmp_path / name)
+
+    assert folder("a", x="1", sub__y="2") == folder("b", sub__y="2", x="1")
+    assert folder("c", x="1", sub__y="3") != folder("d", x="1", sub__y="2")
+    assert folder("e", x="1", y="2") != folder("f", x="2", y="1")
+    (tmp_path / "a" / ".cache").write_text("passing")
+    assert record.digest_path(tmp_path / "a") == record.digest_path(tmp_path / "b")
+
+
+def test_what_is_not_on_disk_is_a_hub_name() -> None:
+    assert record.digest_path("org/model") == "hub:org/model"
+
+
+def test_the_hash_of_values_does_not_know_their_order() -> None:
+    assert record.digest({"a": 1, "b": [1, 2]}) == record.digest({"b": [1, 2], "a": 1}) != record.digest({"a": 1, "b": [2, 1]})
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.write_json(tmp_path / "a.json", {"old": 1})
+
+    def full(source: Any, target: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        record.write_json(tmp_path / "a.json", {"new": 1})
+    assert record.read_json(tmp_path / "a.json") == {"old": 1}
+
+
+def test_what_cannot_be_read_is_none(tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"a": ')
+    assert record.read_json(tmp_path / "half.json") is None
+    assert record.read_json(tmp_path / "none.json") is None
+
+
+def test_the_environment_names_versions_and_hardware() -> None:
+    found = record.environment()
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", found["code"]["version"])
+    assert {"python", "torch", "transformers", "numpy"} <= found["packages"].keys()
+    assert found["hardware"]["cores"] >= 1
+    assert found["hardware"]["memory_gb"] > 0
+
+
+def test_the_commit_is_known_in_a_repository_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import prefopt
+
+    (tmp_path / "prefopt").mkdir()
+    monkeypatch.setattr(prefopt, "__file__", str(tmp_path / "prefopt" / "__init__.py"))
+    assert record.code() == {"version": prefopt.__version__, "commit": None, "dirty": None}
