@@ -57,7 +57,7 @@ def train(
         PrefoptError: what the command line prints with exit code 2.
     """
     paths = [str(path) for path in data] if isinstance(data, list) else str(data)
-    overrides = [Override(key, value) for key, value in _flat(options)]
+    overrides = [Override(key, value, CALL) for key, value in _flat(options)]
     return train_stage(method, str(model), paths, Path(out), overrides, origin=CALL, overwrite=overwrite)
 
 

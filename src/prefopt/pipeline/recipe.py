@@ -186,9 +186,9 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
     head, *rest = override.key
     by_name = {stage.name: i for i, stage in enumerate(stages)}
     if override.key[-1] in _OWN_KEYS:
-        raise OptionError("a stage's kind and name are the recipe's", where=f"{COMMAND_LINE}: {override.dotted}", fix="edit the recipe")
+        raise OptionError("a stage's kind and name are the recipe's", where=f"{override.origin}: {override.dotted}", fix="edit the recipe")
     if head in by_name and rest:
-        source.put(("stages", by_name[head], *rest), override.value, COMMAND_LINE)
+        source.put(("stages", by_name[head], *rest), override.value, override.origin)
         return
     readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
     if not readers:
@@ -198,11 +198,11 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
         names = ", ".join(f"{stages[i].name}.{override.dotted}" for i in readers)
         raise OptionError(
             "every stage that reads it takes it from an earlier stage",
-            where=f"{COMMAND_LINE}: {override.dotted}",
+            where=f"{override.origin}: {override.dotted}",
             fix=f"name the stage, as in {names}",
         )
     for i in free:
-        source.put(("stages", i, *override.key), override.value, COMMAND_LINE)
+        source.put(("stages", i, *override.key), override.value, override.origin)
 
 
 def _reads(kind: Kind, key: Sequence[str]) -> bool:
@@ -220,7 +220,7 @@ def _wired(source: Source, i: int, key: Sequence[str]) -> bool:
 
 def _unread(stages: Sequence[_Head], override: Override) -> OptionError:
     """Why a key of the command line reaches no stage: misspelt, or not read by these kinds."""
-    key, where = override.key, f"{COMMAND_LINE}: {override.dotted}"
+    key, where = override.key, f"{override.origin}: {override.dotted}"
     here = ", ".join(dict.fromkeys(stage.kind.name for stage in stages))
     if len(key) > 1 and key[0] in SECTIONS:
         if key[1] in hints(SECTIONS[key[0]]):

@@ -137,10 +137,12 @@ def _mark(source: Source, node: yaml.Node) -> str:
 
 @dataclass(frozen=True)
 class Override:
-    """One `key=value` of the command line: the dotted key in parts, and the value as YAML reads it."""
+    """One `key=value`: the dotted key in parts, and the value as YAML reads it."""
 
     key: tuple[str, ...]
     value: Any
+    origin: str = COMMAND_LINE
+    """What messages call the place it was written in."""
 
     @property
     def dotted(self) -> str:
