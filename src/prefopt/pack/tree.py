@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from prefopt.types import Batch, Branch, IntArray, TokenTree, TreeSpan
+from prefopt.types import Batch, Branch, Completion, IntArray, TokenTree, TreeSpan
 
 Pairs = Literal["all", "best_worst"]
 
@@ -125,7 +125,7 @@ def _pair_columns(trees: Sequence[TokenTree], pairs: Pairs) -> tuple[list[int], 
     return chosen, rejected, margins
 
 
-def ranked_pairs(branches: Sequence[Branch], pairs: Pairs = "all") -> list[tuple[int, int]]:
+def ranked_pairs(branches: Sequence[Branch | Completion], pairs: Pairs = "all") -> list[tuple[int, int]]:
     """(better, worse) branch numbers of a tree, ties left out; best first, then by the worse one's rank."""
     ranked = sorted((b.rank, i) for i, b in enumerate(branches) if b.rank is not None)
     found = [(i, j) for n, (rank_i, i) in enumerate(ranked) for rank_j, j in ranked[n + 1 :] if rank_i < rank_j]

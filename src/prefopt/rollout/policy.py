@@ -95,7 +95,7 @@ class LanguageModel:
             for micro in micro_batches(trees, MICRO_TOKENS, padded=layout == "padded"):
                 values = read(self.model, lay_out(micro)).tolist()
                 found |= {tree.index: value for tree, value in zip(micro, values, strict=True)}
-        return [found[i] for i in range(len(trees))]
+        return [found[i] for i in sorted(found)]
 
 
 @dataclass
@@ -112,7 +112,11 @@ class Policy(LanguageModel):
         Raises:
             ModelError: prompts and completions differ in number.
         """
-        return self._each(self._trees(prompts, completions), _sums)
+        return self.tree_logprobs(self._trees(prompts, completions))
+
+    def tree_logprobs(self, trees: Sequence[TokenTree]) -> list[float]:
+        """The same of trees with one branch each and distinct `index`, in the order of their index."""
+        return self._each(trees, _sums)
 
     def generate(self, prompts: Prompts, *, settings: RolloutSettings | None = None, **options: Any) -> list[list[str]]:
         """Completions as text, `samples` a prompt (see RolloutSettings for the options)."""
