@@ -148,6 +148,19 @@ def test_a_full_disk_is_told_as_one(calls: list[str], monkeypatch: pytest.Monkey
         start()
 
 
+def test_a_place_closed_to_us_is_told_as_one(calls: list[str]) -> None:
+    Path("closed").write_text("a file")
+    with pytest.raises(TrainingError, match="cannot be written to"):
+        run(build(parse(RECIPE, "r.yaml")), Path("closed/out"), lambda line: None)
+
+
+def test_a_recipe_under_torchrun_is_refused(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OptionError, match="one process"):
+        start()
+    assert not Path("out").exists()
+
+
 def test_a_folder_with_other_files_is_left_alone(calls: list[str]) -> None:
     Path("out/world").mkdir(parents=True)
     Path("out/world/thesis.tex").write_text("years of work")

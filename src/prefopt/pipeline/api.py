@@ -78,9 +78,13 @@ def train_stage(
     if method not in METHODS:
         raise OptionError(f"'{method}' is no method", where=origin, fix=did_you_mean(method, METHODS))
     stage = single({"kind": method, "model": {"path": model}, "data": {"path": data}}, overrides, origin)
-    run_stage(stage, out, Finished(), Context(out, (), say), replace=overwrite)
-    entry = record.read_json(out / "record.json")
+    say = say if record.is_first() else _nothing
+    entry = run_stage(stage, out, Finished(), Context(out, (), say), replace=overwrite)
     return RunResult(out, out / entry["outputs"]["model"], entry["steps"], entry["metrics"])
+
+
+def _nothing(line: str) -> None:
+    """What the other processes of a distributed run say."""
 
 
 def _flat(options: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -103,7 +103,6 @@ class EvaluateOptions:
     """world: answers judged by the gold reward; pairs: accuracy on held-out preferences."""
     baseline: str | None = None
     """Another model to compare with."""
-    seed: Count = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import gzip
 import hashlib
@@ -10,15 +11,27 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import prefopt
+from prefopt.errors import TrainingError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "peft", "safetensors", "numpy", "scipy", "pydantic")
 _CHUNK = 1 << 20
+_FULL = ("the disk is full", "free some space; the same command goes on from here")
+_CLOSED = ("cannot be written to", "choose another --out")
+_UNWRITABLE = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+    errno.EROFS: _CLOSED,
+    errno.ENOTDIR: _CLOSED,
+}
 
 
 def now() -> str:
@@ -32,10 +45,33 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write all of a text file or nothing."""
+    """Write all of a text file or nothing; of the processes of a distributed run only the first writes."""
+    if not is_first():
+        return
     half = path.with_name(f".{path.name}.part")
     half.write_text(text, encoding="utf-8")
     os.replace(half, path)
+
+
+def is_first() -> bool:
+    """Whether this is the only process, or the first of those torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Inside, a place that cannot be written to is the user's to mend.
+
+    Raises:
+        TrainingError: the disk is full, or the place is closed to us.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        what, fix = _UNWRITABLE[error.errno]
+        raise TrainingError(what, where=str(error.filename or place), fix=fix) from error
 
 
 def read_json(path: Path) -> Any:

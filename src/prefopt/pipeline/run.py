@@ -6,7 +6,7 @@ has now: the hash of its settings, of the files it reads and of the keys of the 
 
 from __future__ import annotations
 
-import errno
+import os
 import shutil
 import time
 import traceback
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from prefopt.errors import OptionError, PrefoptError, TrainingError
+from prefopt.errors import OptionError, PrefoptError
 from prefopt.pipeline import kinds, record
 from prefopt.pipeline.recipe import Recipe, Stage
 
@@ -59,8 +59,13 @@ def run(recipe: Recipe, out: Path, say: Say = print) -> Finished:
     Raises:
         PrefoptError: a stage cannot go on; the finished ones stay finished.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    record.write_text(out / "recipe.yaml", to_yaml(*recipe.stages))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise OptionError(
+            "a recipe runs in one process", where=recipe.name, fix="start its training stages with torchrun and prefopt train"
+        )
+    with record.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        record.write_text(out / "recipe.yaml", to_yaml(*recipe.stages))
     finished = Finished()
     for number, stage in enumerate(recipe.stages, 1):
         title = f"[{number}/{len(recipe.stages)}] {stage.name}"
@@ -70,8 +75,8 @@ def run(recipe: Recipe, out: Path, say: Say = print) -> Finished:
 
 def run_stage(
     stage: Stage, folder: Path, finished: Finished, context: Context, *, title: str | None = None, replace: bool = True
-) -> Mapping[str, str]:
-    """One stage, unless it is done.
+) -> Mapping[str, Any]:
+    """One stage, unless it is done; returns its record.
 
     Args:
         stage: its settings, references to earlier stages unresolved.
@@ -89,16 +94,18 @@ def run_stage(
     inputs = {path: record.digest_path(path) for path in _inputs(stage)}
     key = record.digest({"stage": _settings(stage), "parents": parents, "inputs": inputs})
     finished.keys[stage.name] = key
-    if (outputs := _done(folder, key)) is not None:
+    if (entry := _done(folder, key)) is not None:
         context.say(f"{title}: already done")
     else:
-        _make_room(stage, folder, key, replace=replace, say=context.say, title=title)
+        if record.is_first():
+            _make_room(stage, folder, key, replace=replace, say=context.say, title=title)
         resolved = stage.resolve(finished.outputs)
         inputs = {path: inputs.get(path) or record.digest_path(path) for path in _inputs(resolved)}
         entry = {"kind": stage.kind, "name": stage.name, "key": key, "stage": _settings(stage), "parents": parents, "inputs": inputs}
-        outputs = _execute(resolved, folder, entry, context, title)
-    finished.outputs[stage.name] = {name: str(folder / path) for name, path in outputs.items()}
-    return finished.outputs[stage.name]
+        with record.writing(folder):
+            entry = _execute(resolved, folder, entry, context, title)
+    finished.outputs[stage.name] = {name: str(folder / path) for name, path in entry["outputs"].items()}
+    return entry
 
 
 def to_yaml(*stages: Stage) -> str:
@@ -106,8 +113,8 @@ def to_yaml(*stages: Stage) -> str:
     return yaml.safe_dump({"stages": [_settings(s) for s in stages]}, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Context, title: str) -> Mapping[str, str]:
-    """Run a stage's function and write its record, then outputs.json."""
+def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Context, title: str) -> Mapping[str, Any]:
+    """Run a stage's function and write its record, then outputs.json; returns the record."""
     started, clock = record.now(), time.monotonic()
     context.say(f"{title}: {stage.kind} ..." if stage.kind != stage.name else f"{title} ...")
     entry = {**entry, **record.environment(), "seeds": _seeds(stage), "started": started}
@@ -120,7 +127,7 @@ def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Cont
     record.write_json(folder / "record.json", entry)
     record.write_json(folder / "outputs.json", dict(done.outputs))
     context.say(f"{title}: {done.summary} ({seconds:.1f} s)")
-    return done.outputs
+    return entry
 
 
 class Fault(Exception):
@@ -132,28 +139,26 @@ class Fault(Exception):
 
 
 def _guarded(stage: Stage, folder: Path, context: Context) -> Done:
-    """The stage's function; a full disk is the user's to mend, and what nobody foresaw leaves its traceback in the folder."""
+    """The stage's function; what nobody foresaw leaves its traceback in the folder."""
     from prefopt.pipeline.stages import RUN, quiet_transformers, train
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), record.writing(folder):
             return RUN.get(stage.kind, train)(stage, folder, context)
     except PrefoptError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TrainingError("the disk is full", where=str(folder), fix="free some space; the same command goes on from here") from error
         path = folder / "traceback.txt"
         path.write_text(traceback.format_exc(), encoding="utf-8")
         raise Fault(stage.name, error, path) from error
 
 
-def _done(folder: Path, key: str) -> Mapping[str, str] | None:
-    """The outputs of a stage that is finished under this key and whose outputs are still there."""
+def _done(folder: Path, key: str) -> Mapping[str, Any] | None:
+    """The record of a stage that is finished under this key and whose outputs are still there."""
     outputs, entry = record.read_json(folder / "outputs.json"), record.read_json(folder / "record.json")
     if not isinstance(outputs, dict) or not isinstance(entry, dict) or entry.get("key") != key:
         return None
-    return outputs if all((folder / path).exists() for path in outputs.values()) else None
+    return entry if all((folder / path).exists() for path in outputs.values()) else None
 
 
 def _make_room(stage: Stage, folder: Path, key: str, *, replace: bool, say: Say, title: str) -> None:

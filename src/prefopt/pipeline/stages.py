@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,9 @@ def write_samples(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
     policy = open_model(stage.sections["model"], kind="policy")
     finished: Counter[bool] = Counter()
     drawn = rows.sampled(policy, _read(stage.sections["data"]), stage.sections["rollout"])
-    written, total = rows.write_rows(path, _counted(drawn, finished)), sum(finished.values())
+    with record.writing(path):
+        written = rows.write_rows(path, _counted(drawn, finished))
+    total = sum(finished.values())
     share = finished[True] / max(1, total)
     facts = {"prompts": written, "completions": total, "finished": share, "tokenizer_and_template": policy.renderer.identity()}
     return facts, f"{total} completions of {written} prompts, {share:.1%} ended by themselves"
@@ -126,7 +129,8 @@ def write_scores(stage: Stage, path: Path) -> int:
         raise OptionError("a reward model is measured against no reference", where="reference", fix="leave reference out")
     other = open_model(stage.sections["model"], kind="policy", path=reference) if reference else None
     examples = _read(stage.sections["data"])
-    return rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
+    with record.writing(path):
+        return rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
 
 
 def label(stage: Stage, folder: Path, context: Context) -> Done:
@@ -140,21 +144,13 @@ def label(stage: Stage, folder: Path, context: Context) -> Done:
 
 def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
     """A model, and what it is compared with, on a suite."""
-    from prefopt.evaluate import run as run_suite
-
     options = EvaluateOptions(**stage.options)
     policy = open_model(stage.sections["model"])
     baseline = open_model(stage.sections["model"], path=options.baseline) if options.baseline else None
-    summary = run_suite(
-        options.suite,
-        policy,
-        baseline,
-        _read(stage.sections["data"]),
-        rollout=stage.sections["rollout"],
-        seed=options.seed,
-        out=folder,
-    )
-    return Done({"evaluation": "evaluation.json"}, {}, summary)
+    suite = import_module(f"prefopt.evaluate.{options.suite}")
+    suite.evaluate(policy, baseline, _read(stage.sections["data"]), stage.sections["rollout"], folder)
+    found = record.read_json(folder / "evaluation.json")
+    return Done({"evaluation": "evaluation.json"}, {}, f"{found['n']} rows" + (f" against {options.baseline}" if baseline else ""))
 
 
 def report(stage: Stage, folder: Path, context: Context) -> Done:
