@@ -198,6 +198,17 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_top_p() -> None:
     assert kept == {1e-9: [0], 0.4: [0], 0.41: [0, 2], 0.7: [0, 2], 0.71: [0, 2, 3], 0.95: [0, 1, 2, 3]}
 
 
+def test_the_nucleus_is_the_same_however_many_tokens_it_takes() -> None:
+    rng = np.random.default_rng(0)
+    for scale in (0.1, 8.0):  # flat: most of the vocabulary; peaked: a few tokens
+        weights = torch.from_numpy(np.exp(scale * rng.standard_normal((4, 3000)))).float()
+        for row, kept in zip(weights, nucleus(weights, 0.9), strict=True):
+            ordered = row.double().sort(descending=True)
+            size = int((ordered.values.cumsum(0) < 0.9 * row.double().sum()).sum()) + 1
+            assert abs(int((kept > 0).sum()) - size) <= 1  # float32 sums may part at the border
+            assert kept.sum() == pytest.approx(float(ordered.values[:size].sum()), rel=1e-3)
+
+
 def test_extreme_logits_draw_what_they_say() -> None:
     logits = torch.tensor([[1e4, 0.0, -torch.inf], [-1e4, -torch.inf, -1e4 - 1]])
     uniform = torch.tensor([0.999, 0.9], dtype=torch.float64)
