@@ -123,15 +123,19 @@ def tree_attention(
         return _flex(query, key, value, tree, scaling, sliding_window, softcap).transpose(1, 2), None
     # split, not slices: the backward pass of n slices writes n whole tensors, that of a split one.
     sizes = [span.end - span.start for span in tree.spans]
-    parts = list(zip(*(t.split(sizes, dim=2) for t in (query, key, value)), strict=True))
+    parts = zip(*(t.split(sizes, dim=2) for t in (query, key, value)), strict=True)
     if softcap is not None or (query.dtype == torch.bfloat16 and max(sizes) <= PLAIN_LENGTH):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        outputs = [_plain(*qkv, bias, scale, softcap) for qkv, bias in zip(parts, tree.biases(sliding_window), strict=True)]
+        biases = tree.biases(sliding_window)
+        outputs = [_plain(q, k, v, bias, scale, softcap) for (q, k, v), bias in zip(parts, biases, strict=True)]
     else:
         masks = tree.masks(sliding_window)
-        attend = F.scaled_dot_product_attention
-        outputs = [attend(*qkv, attn_mask=m, is_causal=m is None, scale=scaling) for qkv, m in zip(parts, masks, strict=True)]
+        outputs = [_fused(q, k, v, mask, scaling) for (q, k, v), mask in zip(parts, masks, strict=True)]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float | None) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale)
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
