@@ -164,7 +164,8 @@ def test_annotators_prefer_what_is_better_and_are_shown_it_on_either_side(prefop
     differ = [(a - b, label) for a, b, label in gold if abs(a - b) > 0.5]
     right = sum((gap > 0) == (label == "a") for gap, label in differ)
     assert right / len(differ) > 0.9
-    assert 0.3 < sum(p["label"] == "a" for p in pairs) / len(pairs) < 0.7
+    sides = [side for p in pairs for side in ("response_a", "response_b") if world.gold(p["meta"], p[side]) == 1.0]
+    assert 0.35 < sides.count("response_a") / len(sides) < 0.65
     assert record["pairs"] == len(pairs) == record["labelled"]
     assert record["empty"] == 40
     assert all(p["response_a"].strip() and p["response_b"].strip() and p["response_a"] != p["response_b"] for p in pairs)
@@ -209,10 +210,18 @@ def test_a_new_model_of_each_family_opens_and_speaks(data: Data, tmp_path: Path,
     policy = prefopt.load(str(tmp_path / "m"))
     assert parameters == sum(p.numel() for p in policy.model.parameters())
     assert policy.max_length == 64
-    assert policy.tokenizer.tokenize("12") == ["1", "2"], "digits stand alone"
     assert policy.renderer.decode(policy.tokenizer("Größe: 3 €\n\t漢字")["input_ids"]) == "Größe: 3 €\n\t漢字"
     (values,) = (policy.logprobs([[{"role": "user", "content": "Say red."}]], [[{"role": "assistant", "content": "red"}]]),)
     assert math.isfinite(values[0])
+
+
+def test_digits_stand_alone_and_words_do_not() -> None:
+    from prefopt.pipeline.create import build_tokenizer
+    from prefopt.pipeline.kinds import CreateOptions
+
+    tokenizer = build_tokenizer(["The price is 1234 crowns."] * 50, CreateOptions(vocab_size=300))
+    assert tokenizer.tokenize("The price 1234") == ["The", "Ġprice", "Ġ", "1", "2", "3", "4"]
+    assert tokenizer.tokenize("<|im_start|>user<|im_end|>")[0] == "<|im_start|>"
 
 
 def test_the_same_seed_makes_the_same_model(data: Data, tmp_path: Path) -> None:

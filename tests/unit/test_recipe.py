@@ -70,6 +70,13 @@ def test_references_are_filled_in_everywhere(tmp_path: Path) -> None:
     assert stage.sections["data"].path == ["/run/sft/model/rows.jsonl", "b.jsonl"]
 
 
+def test_references_are_filled_in_in_the_kinds_own_options(tmp_path: Path) -> None:
+    text = GOOD + "  - {kind: evaluate, baseline: '${sft.model}', model: {path: '${align.model}'}, data: {path: d}}\n"
+    stage = load(tmp_path, text).stages[2]
+    assert stage.references == [("sft", "model"), ("align", "model")]
+    assert stage.resolve({"sft": {"model": "a"}, "align": {"model": "b"}}).options["baseline"] == "a"
+
+
 def test_what_is_dumped_reads_back_as_the_same_stages(tmp_path: Path) -> None:
     from prefopt.pipeline.run import to_yaml
 

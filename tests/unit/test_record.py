@@ -97,8 +97,12 @@ def test_a_lost_output_is_made_again(calls: list[str]) -> None:
     start()
     calls.clear()
     Path("out/label/data").unlink()
-    start()
+    Path("out/label/half").write_text("half")
+    said: list[str] = []
+    start(said=said)
     assert calls == ["label"]
+    assert "[3/5] label: an output is gone; running again" in said
+    assert not Path("out/label/half").exists()
 
 
 def failing(error: BaseException) -> Callable[..., Done]:

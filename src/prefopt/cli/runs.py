@@ -60,8 +60,7 @@ def train(
 
     overrides = [parse_override(argument) for argument in settings or []]
     paths: str | list[str] = data[0] if len(data) == 1 else data
-    result = train_stage(method, model, paths, out, overrides, origin=COMMAND_LINE, overwrite=overwrite, say=typer.echo)
-    typer.echo(f"model: {result.model}")
+    train_stage(method, model, paths, out, overrides, origin=COMMAND_LINE, overwrite=overwrite, say=typer.echo)
 
 
 def _run(path: Path, settings: list[str], out: Path) -> None:

@@ -80,6 +80,7 @@ def train_stage(
     stage = single({"kind": method, "model": {"path": model}, "data": {"path": data}}, overrides, origin)
     say = say if record.is_first() else _nothing
     entry = run_stage(stage, out, Finished(), Context(out, (), say), replace=overwrite)
+    say(f"model: {out / entry['outputs']['model']}")
     return RunResult(out, out / entry["outputs"]["model"], entry["steps"], entry["metrics"])
 
 

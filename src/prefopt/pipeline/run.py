@@ -175,7 +175,7 @@ def _make_room(stage: Stage, folder: Path, key: str, *, replace: bool, say: Say,
     if entry["key"] == key and not (folder / "outputs.json").exists():
         say(f"{title}: not finished last time; going on")
         return
-    change = _changes(entry.get("stage", {}), _settings(stage))
+    change = "an output is gone" if entry["key"] == key else _changes(entry.get("stage", {}), _settings(stage))
     if not replace:
         raise OptionError(
             f"the folder holds a run with other settings or inputs ({change})",
