@@ -124,6 +124,7 @@ class TokenTree:
     index: int = 0
     margin: float | None = None
     where: str = ""
+    source: str = ""
     group: str | None = None
 
     @property

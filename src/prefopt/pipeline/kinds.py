@@ -33,6 +33,8 @@ class RowsSettings:
     """Required. Files, folders or hub names in any layout of `prefopt data check`."""
     limit: Size | None = None
     """Use only the first rows."""
+    chat: bool = False
+    """Read string prompts as a user's turn and string answers as the assistant's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +102,12 @@ class EvaluateOptions:
     """What the model is measured on and against."""
 
     suite: Literal["world", "pairs"] = "world"
-    """world: answers judged by the gold reward; pairs: accuracy on held-out preferences."""
+    """world: answers judged by the gold reward; pairs: accuracy on preferences, with the data section of a training stage on just the
+    rows which that stage holds out."""
     baseline: str | None = None
-    """Another model to compare with."""
+    """Another model to compare with; for pairs the reference of the policy's implicit reward."""
+    seed: Count = 0
+    """Of the bootstrap, and of the split of pairs into training and held-out rows, as train.seed is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +142,7 @@ KINDS: dict[str, Kind] = {
         _kind("sample", ("data",), NoOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
         _kind("score", ("data",), ScoreOptions, model=ModelSettings, data=RowsSettings),
         _kind("label", ("data",), LabelOptions, data=RowsSettings),
-        _kind("evaluate", ("evaluation",), EvaluateOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
+        _kind("evaluate", ("evaluation",), EvaluateOptions, model=ModelSettings, data=DataSettings, rollout=RolloutSettings),
         _kind("report", ("report",), NoOptions, reads_run=True),
     )
 }

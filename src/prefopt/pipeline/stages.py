@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,13 +143,14 @@ def label(stage: Stage, folder: Path, context: Context) -> Done:
 
 def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
     """A model, and what it is compared with, on a suite."""
+    from prefopt.evaluate import run as run_suite
+
     options = EvaluateOptions(**stage.options)
     policy = open_model(stage.sections["model"])
     baseline = open_model(stage.sections["model"], path=options.baseline) if options.baseline else None
-    suite = import_module(f"prefopt.evaluate.{options.suite}")
-    suite.evaluate(policy, baseline, _read(stage.sections["data"]), stage.sections["rollout"], folder)
-    found = record.read_json(folder / "evaluation.json")
-    return Done({"evaluation": "evaluation.json"}, {}, f"{found['n']} rows" + (f" against {options.baseline}" if baseline else ""))
+    how = {"rollout": stage.sections["rollout"], "seed": options.seed, "out": folder, "say": context.say}
+    summary = run_suite(options.suite, policy, baseline, stage.sections["data"], **how)
+    return Done({"evaluation": "evaluation.json"}, {}, summary)
 
 
 def report(stage: Stage, folder: Path, context: Context) -> Done:
@@ -195,9 +195,11 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _rows(settings: RowsSettings) -> Iterator[Example]:
+    from prefopt.data.formats import as_chat
     from prefopt.data.read import read
 
-    return read(settings.path, limit=settings.limit)
+    examples = read(settings.path, limit=settings.limit)
+    return map(as_chat, examples) if settings.chat else examples
 
 
 def _read(settings: RowsSettings) -> Sequence[Example]:

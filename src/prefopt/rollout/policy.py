@@ -139,7 +139,11 @@ class RewardModel(LanguageModel):
 
     def score(self, prompts: Prompts, completions: Sequence[Any]) -> list[float]:
         """The reward of each completion; comparable between completions of one prompt only (Bradley-Terry leaves a constant free)."""
-        return self._each(self._trees(prompts, completions), reward_scores)
+        return self.tree_scores(self._trees(prompts, completions))
+
+    def tree_scores(self, trees: Sequence[TokenTree]) -> list[float]:
+        """The same of trees with one branch each and distinct `index`, in the order of their index."""
+        return self._each(trees, reward_scores)
 
 
 def load(path: str, *, kind: Literal["auto", "policy", "reward"] = "auto", seed: int = 0, **settings: Any) -> Policy | RewardModel:
