@@ -343,8 +343,15 @@ def _assemble(plan: _Plan, ids: Iterator[IntArray], index: int) -> TokenTree:
     example, prompt = plan.example, next(ids)
     pairs = zip(plan.branches, example.completions, strict=True)
     branches = tuple(_branch(pieces, [next(ids) for _ in pieces], completion, first=len(prompt) == 0) for pieces, completion in pairs)
-    told = {"margin": example.margin, "where": example.where, "source": example.source, "group": example.group}
-    return TokenTree(prompt=prompt, branches=branches, index=index, **told)
+    return TokenTree(
+        prompt=prompt,
+        branches=branches,
+        index=index,
+        margin=example.margin,
+        where=example.where,
+        source=example.source,
+        group=example.group,
+    )
 
 
 def _branch(pieces: list[_Piece], ids: list[IntArray], completion: Completion, *, first: bool) -> Branch:
