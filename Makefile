@@ -1,27 +1,48 @@
-# prefopt: `make quickstart` and `make test` set everything up in .venv and need only Python 3.11+ and make.
+# prefopt. `make quickstart` and `make test` set everything up in .venv; they need only Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+READY := .venv/.ready
+BENCH := .venv-bench/.ready
+DOCS := .venv-docs/.ready
+PIP := -m pip install -q --disable-pip-version-check
 
 .PHONY: quickstart test check bench docs setup clean
 
-setup: $(STAMP)
-
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefopt needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
-
-quickstart: $(STAMP)
+quickstart: $(READY)
 	$(BIN)/prefopt quickstart
 
-test: $(STAMP)
+test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-check: $(STAMP)
+check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
+# prefopt beside TRL, in an environment of its own; BENCH_ARGS narrows it: make bench BENCH_ARGS="--tasks dpo --profiles hh"
+bench: $(BENCH)
+	.venv-bench/bin/python benchmarks/offline.py $(BENCH_ARGS)
+
+docs: $(READY) $(DOCS)
+	.venv-docs/bin/zensical build --clean --strict
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prefopt needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python $(PIP) torch==2.13.0
+	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(BENCH): pyproject.toml constraints.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python $(PIP) torch==2.13.0
+	.venv-bench/bin/python $(PIP) -c constraints.txt trl==1.16.0 -e .
+	touch $@
+
+$(DOCS): Makefile
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) zensical==0.0.73
+	touch $@
+
 clean:
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache
