@@ -127,8 +127,10 @@ class Policy(LanguageModel):
         """Completions with token ids and log-probs."""
         from prefopt.rollout.local import LocalSampler
 
-        ids = [self.renderer.prompt_ids(as_text(prompt)) for prompt in prompts]
-        return LocalSampler.of(self).sample(ids, settings)
+        texts = [as_text(prompt) for prompt in prompts]
+        decode = self.renderer.decode if all(isinstance(text, str) for text in texts) else self.renderer.answer
+        sampler = LocalSampler(base_of(self.model), self.renderer.stop_ids, decode)
+        return sampler.sample([self.renderer.prompt_ids(text) for text in texts], settings)
 
 
 @dataclass
