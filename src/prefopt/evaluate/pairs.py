@@ -57,7 +57,7 @@ def evaluate(model: LanguageModel, reference: LanguageModel | None, trees: Seque
         raise DataError("no row holds a preference (two completions of unequal rank)", fix="see `prefopt data check`")
     reads, name = _reads(model, reference), name_of(model.path)
     figures = _figures(pairs, name)
-    notes = {"reads": reads, "rows": len(trees), "groups": len({group_key(pair.tree) for pair in pairs})}
+    notes = {"reads": reads, "prompts": len(trees), "groups": len({group_key(pair.tree) for pair in pairs})}
     baseline = name_of(reference.path) if reference else None
     write(out, suite="pairs", model=name, baseline=baseline, n=len(pairs), figures=figures, notes=notes)
     write_jsonl(out / "samples.jsonl", (_sample(pair, model) for pair in pairs[:SHOWN]))
