@@ -24,7 +24,7 @@ from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
 if TYPE_CHECKING:
-    from prefopt.rollout.policy import Policy
+    pass
 
 LEAVE = 0.75  # ended sequences leave when at most this share of the batch goes on: leaving copies the cache
 
@@ -39,11 +39,6 @@ class LocalSampler:
     model: Any
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]
-
-    @classmethod
-    def of(cls, policy: Policy) -> LocalSampler:
-        """The sampler of a policy, with its renderer's stop tokens."""
-        return cls(policy.model, policy.renderer.stop_ids, policy.renderer.decode)
 
     def sample(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> list[list[Sample]]:
         """`settings.samples` completions of each prompt (token ids), in the order of the prompts.
