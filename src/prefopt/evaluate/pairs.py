@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prefopt.data.split import group_key
-from prefopt.errors import DataError
+from prefopt.errors import DataError, OptionError
 from prefopt.evaluate.table import Figure, figure, name_of, slices, write, write_jsonl
 from prefopt.pack.tree import ranked_pairs
 from prefopt.rollout.policy import LanguageModel, RewardModel
@@ -49,8 +49,11 @@ def evaluate(model: LanguageModel, reference: LanguageModel | None, trees: Seque
         out: the stage's folder.
 
     Raises:
+        OptionError: a reward model and a reference.
         DataError: no row has two completions of unequal rank.
     """
+    if reference is not None and isinstance(model, RewardModel):
+        raise OptionError("a reward model is measured against no reference", where="baseline", fix="leave baseline out")
     told = zip(trees, rewards(model, reference, trees), strict=True) if trees else ()
     pairs = [Pair(tree, i, j, given[[i, j]]) for tree, given in told for i, j in ranked_pairs(tree.branches)]
     if not pairs:
