@@ -1,0 +1,166 @@
+"""Fill the tables of docs/results.md from the run folders, so that no number in it is typed by hand.
+
+    python benchmarks/results.py [runs/real]
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; what is there is replaced by what the files of the runs say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+MARKED = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SETS = {"hh": "HH harmless", "qa": "QA-Feedback", "gsm8k": "GSM8K solutions"}
+JUDGES = {
+    "before": "log-prob of the model before",
+    "dpo-pairs": "implicit reward of DPO",
+    "reward-pairs": "reward model",
+}
+Row = Sequence[object]
+
+
+def table(head: Row, rows: Iterator[Row]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def load(folder: Path, name: str) -> Any:
+    """One JSON file of a stage."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def minutes(seconds: float) -> str:
+    """1:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def dropped(preflight: dict[str, Any]) -> str:
+    """How many rows, and why."""
+    return ", ".join(f"{tally['count']} {reason}" for reason, tally in preflight["dropped"].items()) or "0"
+
+
+def measured(row: dict[str, Any]) -> str:
+    """A share with its interval, in percent."""
+    return f"{row['value']:.1%} [{row['low']:.1%}, {row['high']:.1%}]".replace("%", "")
+
+
+def figure(evaluation: dict[str, Any], metric: str) -> dict[str, Any]:
+    """The row of a metric over all data."""
+    return next(row for row in evaluation["rows"] if row["metric"] == metric and row["slice"] == "all")
+
+
+def base(runs: Path) -> str:
+    """The model from scratch."""
+
+    def rows() -> Iterator[Row]:
+        for stage in ("pretrain", "sft"):
+            record, preflight = load(runs / "base" / stage, "record"), load(runs / "base" / stage, "preflight")
+            first = json.loads((runs / "base" / stage / "metrics.jsonl").read_text().partition("\n")[0])
+            kept, metrics = preflight["kept"], record["metrics"]
+            losses = [f"{value:.2f}" for value in (first["loss"], metrics["loss"], metrics["eval/loss"])]
+            scored = f"{preflight['tokens']['scored'] / 1e6:.2f}"
+            yield (
+                stage,
+                preflight["rows"],
+                kept["train"],
+                dropped(preflight),
+                scored,
+                record["steps"],
+                minutes(record["seconds"]),
+                *losses,
+            )
+
+    head = ("stage", "rows", "trained on", "dropped", "scored Mtokens a pass", "steps", "time", "first loss", "last loss", "held-out loss")
+    return table(head, rows())
+
+
+def shape(runs: Path) -> str:
+    """One sentence on the model and the machine."""
+    record = load(runs / "base" / "create", "record")
+    options, hardware = record["stage"], record["hardware"]
+    return (
+        f"A {options['family']} shape with {record['parameters'] / 1e6:.2f}M parameters: {options['layers']} layers of width "
+        f"{options['hidden_size']}, vocabulary {options['vocab_size']}, {options['max_length']} positions. Made in "
+        f"{minutes(record['seconds'])} on {hardware['cores']} CPU cores ({hardware['processor']}, {hardware['memory_gb']:.0f} GB), "
+        f"torch {record['packages']['torch']}.\n"
+    )
+
+
+def said(runs: Path) -> str:
+    """The first greedy answers of the SFT model to held-out questions."""
+
+    def rows() -> Iterator[Row]:
+        for line in (runs / "base" / "sample" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:4]:
+            row = json.loads(line)
+            yield tuple(" ".join(text.split())[:200].replace("|", "\\|") for text in (row["prompt"][-1]["content"], row["completions"][0]))
+
+    return table(("question", "answer"), rows()).replace("---:", "---")
+
+
+def data(runs: Path) -> str:
+    """What the preflight says of the preference sets."""
+
+    def rows() -> Iterator[Row]:
+        for name, title in SETS.items():
+            found = load(runs / name / "dpo", "preflight")
+            cut = found["facts"].get("prompt cut on the left", {"count": 0})["count"]
+            longer = found["chosen_longer"]["tokens"]["share"]
+            yield (title, found["rows"], dropped(found), found["kept"]["train"], found["kept"]["heldout"], cut, f"{longer:.1%}".rstrip("%"))
+
+    return table(("set", "rows", "dropped", "trained on", "held out", "prompts cut", "better is longer, %"), rows())
+
+
+def accuracy(runs: Path) -> str:
+    """Accuracy on held-out pairs."""
+
+    def rows() -> Iterator[Row]:
+        for name, title in SETS.items():
+            for i, (stage, judge) in enumerate(JUDGES.items()):
+                found = load(runs / name / stage, "evaluation")
+                if i == 0:
+                    yield (title, "the longer answer", found["n"], found["groups"], measured(figure(found, "longer_is_chosen")))
+                yield ("", judge, found["n"], found["groups"], measured(figure(found, "accuracy")))
+
+    return table(("set", "what chooses", "pairs", "questions", "accuracy, % [95% interval]"), rows())
+
+
+def training(runs: Path) -> str:
+    """How the preference runs went."""
+
+    def rows() -> Iterator[Row]:
+        for name, title in SETS.items():
+            for method, metric in (("dpo", "rewards/accuracies"), ("reward", "accuracy")):
+                record = load(runs / name / method, "record")
+                found, rate = record["metrics"], record["stage"]["train"]["learning_rate"]
+                fields = (found["loss"], found["eval/loss"], found.get(f"eval/{metric}", float("nan")))
+                yield (title, method, rate, record["steps"], minutes(record["seconds"]), *(f"{value:.3f}" for value in fields))
+
+    return table(("set", "method", "learning rate", "steps", "time", "last loss", "held-out loss", "held-out accuracy in training"), rows())
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "shape": shape,
+    "base": base,
+    "said": said,
+    "data": data,
+    "accuracy": accuracy,
+    "training": training,
+}
+
+
+def filled(page: str, runs: Path) -> str:
+    """The page with every table made anew."""
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]](runs) + match[3], page)
+
+
+if __name__ == "__main__":
+    runs = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "runs" / "real")
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), runs), encoding="utf-8")
