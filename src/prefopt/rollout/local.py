@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ from prefopt.rollout.sampler import Sample, draw
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
-if TYPE_CHECKING:
-    pass
 
 LEAVE = 0.75  # ended sequences leave when at most this share of the batch goes on: leaving copies the cache
 
