@@ -23,7 +23,6 @@ from prefopt.rollout.sampler import Sample, draw
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
-
 LEAVE = 0.75  # ended sequences leave when at most this share of the batch goes on: leaving copies the cache
 
 Job = tuple[int, int]
