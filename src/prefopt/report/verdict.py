@@ -1,0 +1,180 @@
+"""The one sentence at the top: what improved, by how much, how sure; in plain words, and just as plainly where nothing did."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from prefopt.report.evidence import Evidence, Figure
+from prefopt.report.folder import Run
+from prefopt.report.words import counted, fixed, listed, number, percent
+
+
+class Tile(NamedTuple):
+    """A figure worth a large number."""
+
+    label: str
+    value: str
+    before: str
+    note: str
+
+
+class Verdict(NamedTuple):
+    """The headline, the sentence that says how sure it is, a few large figures, and what else changed."""
+
+    tone: str
+    headline: str
+    support: str
+    tiles: tuple[Tile, ...] = ()
+    also: tuple[str, ...] = ()
+
+
+def verdict(run: Run, found: Evidence | None) -> Verdict:
+    """What this run shows; `found` is its last evaluation."""
+    if found is None or not found.figures:
+        return _unevaluated(run)
+    if found.get("accuracy"):
+        return _pairs(found)
+    return _compared(found) if found.get("gold_gain") or found.get("win_rate") else _alone(found)
+
+
+def _unevaluated(run: Run) -> Verdict:
+    trained = [stage for stage in run.stages if stage.metrics]
+    if not trained:
+        return Verdict("open", f"{run.name} has trained nothing yet.", "No stage of this run has left training metrics or an evaluation.")
+    steps = [f"{stage.name} for {counted(_steps(stage.metrics), 'step')}" for stage in trained]
+    support = "This run holds no evaluation. The curves tell how the training went, not whether the answers got better."
+    return Verdict("open", f"Trained {listed(steps)}.", support)
+
+
+def _steps(metrics: Any) -> int:
+    return max((row["step"] for row in metrics if isinstance(row.get("step"), int)), default=len(metrics))
+
+
+def _interval(f: Figure, write: Any) -> str:
+    return f"95% interval {write(f.low)} to {write(f.high)}" if f.bounded else "no interval: too few observations"
+
+
+# --- answers against a baseline ---------------------------------------------------------------------------------------
+
+
+def _compared(found: Evidence) -> Verdict:
+    gain, rate = found.get("gold_gain"), found.get("win_rate")
+    direction = _direction(gain, 0.0) if gain else _direction(rate, 0.5)
+    headline = {
+        "better": f"{found.model} answers better than {found.baseline}",
+        "worse": f"{found.model} answers worse than {found.baseline}",
+        "open": f"No clear difference between {found.model} and {found.baseline}",
+    }[direction]
+    return Verdict(
+        direction, f"{headline}{_by_how_much(found, gain, direction)}.", _support(found, gain, rate), _tiles(found), _also(found)
+    )
+
+
+def _direction(f: Figure | None, level: float) -> str:
+    if f is None or not f.bounded or f.low <= level <= f.high:
+        return "open"
+    return "better" if f.low > level else "worse"
+
+
+def _by_how_much(found: Evidence, gain: Figure | None, direction: str) -> str:
+    before, after = found.get("gold", model=found.baseline), found.get("gold")
+    if before is None or after is None:
+        return ""
+    if direction == "open" or gain is None:
+        return f":\ngold reward {fixed(before.value)} before, {fixed(after.value)} after"
+    verb = "rises" if direction == "better" else "falls"
+    return f":\ngold reward {verb} by {fixed(abs(gain.value))}, from {fixed(before.value)} to {fixed(after.value)}"
+
+
+def _support(found: Evidence, gain: Figure | None, rate: Figure | None) -> str:
+    parts = []
+    if gain:
+        sure = f"the mean change is {fixed(gain.value)} ({_interval(gain, fixed)})"
+        parts.append(f"Measured on {counted(gain.n, 'answer')} to held-out requests, {sure}.")
+    if rate:
+        parts.append(
+            f"{found.model} gives the better answer to {percent(rate.value)} of them ({_interval(rate, percent)}; ties count one half)."
+        )
+    return " ".join(parts)
+
+
+def _tiles(found: Evidence) -> tuple[Tile, ...]:
+    wanted = (
+        ("gold reward", "gold", "all", fixed),
+        ("win rate", "win_rate", "all", percent),
+        ("refuses harmful", "refusal", "harmful", percent),
+        ("refuses harmless", "over_refusal", "harmless", percent),
+        ("words an answer", "length_words", "all", lambda v: fixed(v, 1)),
+        ("nats from baseline", "kl", "all", fixed),
+    )
+    tiles = []
+    for label, metric, part, write in wanted:
+        f, before = found.get(metric, part), found.get(metric, part, model=found.baseline)
+        if f:
+            note = f"{write(f.low)} to {write(f.high)}" if f.bounded else "no interval"
+            tiles.append(Tile(label, write(f.value), write(before.value) if before else "", note))
+    return tuple(tiles)
+
+
+_WATCHED = (
+    ("refusal", "harmful", 1, "refuses harmful requests", percent),
+    ("over_refusal", "harmless", -1, "refuses harmless requests", percent),
+    ("correct", "all", 1, "answers correctly", percent),
+    ("fluent", "all", 1, "writes well-formed answers", percent),
+    ("hedged", "all", -1, "hedges", percent),
+    ("flattering", "all", -1, "flatters", percent),
+    ("padded", "all", -1, "pads its answers", percent),
+    ("length_words", "all", 0, "words an answer", lambda v: fixed(v, 1)),
+)
+"""Metric, slice, which direction is good, what it is called, how it is written."""
+
+
+def _also(found: Evidence) -> tuple[str, ...]:
+    """What else clearly changed (the two intervals do not touch), what got worse first."""
+    changes = []
+    for metric, part, good, words, write in _WATCHED:
+        after, before = found.get(metric, part), found.get(metric, part, model=found.baseline)
+        if after is None or before is None or not (after.low > before.high or after.high < before.low):
+            continue
+        rises = after.value > before.value
+        told = "" if not good else "better: " if rises == (good > 0) else "worse: "
+        order = {"worse: ": 0, "better: ": 1, "": 2}[told]
+        changes.append((order, f"{told}{words} {write(before.value)} → {write(after.value)}"))
+    return tuple(text for _, text in sorted(changes, key=lambda change: change[0]))
+
+
+# --- other evaluations ------------------------------------------------------------------------------------------------
+
+
+def _alone(found: Evidence) -> Verdict:
+    gold = found.get("gold")
+    if gold is None:
+        return Verdict(
+            "open",
+            f"{found.model} was evaluated.",
+            "The figures are below; there is no gold reward or accuracy to sum them up.",
+            _tiles(found),
+        )
+    headline = f"{found.model} has a gold reward of {fixed(gold.value)}."
+    return Verdict(
+        "open", headline, f"{_interval(gold, fixed)}, on {counted(gold.n, 'answer')}. It was compared with no other model.", _tiles(found)
+    )
+
+
+def _pairs(found: Evidence) -> Verdict:
+    accuracy, longer = found.get("accuracy"), found.get("longer_is_chosen")
+    assert accuracy is not None
+    tone = _direction(accuracy, 0.5)
+    words = {
+        "better": "prefers the better answer in",
+        "worse": "prefers the worse answer more often than not: it is right in",
+        "open": "is not clearly better than chance: right in",
+    }
+    headline = f"{found.model} {words[tone]} {percent(accuracy.value)} of {counted(accuracy.n, 'held-out pair')}."
+    beside = f" Choosing the longer answer would be right in {percent(longer.value)} ({_interval(longer, percent)})." if longer else ""
+    reads = found.stage.evaluation.get("reads")
+    how = f" It is judged by its {reads}." if isinstance(reads, str) else ""
+    skipped = found.stage.evaluation.get("rows_without_preference")
+    ties = f" {number(skipped, 9)} rows held no preference and are left out." if isinstance(skipped, int) and skipped else ""
+    told = _interval(accuracy, percent)
+    return Verdict(tone, headline, f"{told[0].upper()}{told[1:]}.{beside}{how}{ties}")

@@ -1,0 +1,319 @@
+"""The report: valid, offline, safe to open whatever a model has said, true to its figures, and content with whatever a folder holds."""
+
+from __future__ import annotations
+
+import doctest
+import html
+import itertools
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prefopt.report.charts
+import prefopt.report.words
+from prefopt.errors import DataError
+from prefopt.report import build, evidence, folder, lineage, samples, training
+from prefopt.report.charts import Range, Series, panel, spanning, ticks
+from prefopt.report.verdict import verdict
+from tests.run_folders import (
+    HOSTILE,
+    figure,
+    world_figures,
+    write_data,
+    write_json,
+    write_jsonl,
+    write_metrics,
+    write_run,
+    write_samples,
+    write_stage,
+)
+
+VOID = {"meta", "input", "br", "hr", "img", "link"}
+LOADS = {"src", "href", "xlink:href", "srcset", "data", "action", "poster", "background"}
+
+
+class Page(HTMLParser):
+    """A page's elements, text and what it would load; refuses elements that are not closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.handlers: list[str] = []
+        self.ids: list[str] = []
+        self.classes: list[str] = []
+        self.said = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [value or "" for name, value in attrs if name in LOADS]
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.classes += [value or "" for name, value in attrs if name == "class"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += "" if self.open and self.open[-1] == "style" else data
+
+
+def page_of(run: Path) -> tuple[Page, str]:
+    text = build(run).read_text(encoding="utf-8")
+    return Page(text), text
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "quickstart")
+
+
+@pytest.mark.parametrize("module", [prefopt.report.words, prefopt.report.charts])
+def test_examples_run(module: Any) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_well_formed_and_loads_nothing(full: Path) -> None:
+    page, text = page_of(full)
+    assert {"html", "h1", "svg", "table", "figure"} <= set(page.tags)
+    assert not {"script", "link", "iframe", "img", "object", "embed", "base", "form"} & set(page.tags)
+    assert all(target.startswith("#") and target[1:] in page.ids for target in page.loads)
+    assert set(re.findall(r"url\(([^)]*)\)", text)) <= {"#to-model", "#to-data"}
+    assert "@import" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "default-src 'none'" in text
+    assert len(set(page.ids)) == len(page.ids)
+    assert len(text.encode()) < 500_000
+
+
+def test_a_hostile_answer_is_only_ever_text(tmp_path: Path) -> None:
+    run = write_run(tmp_path / HOSTILE.split("/")[0].replace("<", "x<"), answer=HOSTILE)
+    write_data(run / "dpo", text=HOSTILE, where=HOSTILE)
+    told = {"suite": HOSTILE, "model": HOSTILE, "baseline": HOSTILE[::-1], "n": 3, "note": HOSTILE}
+    names = {"dpo": HOSTILE, "sft": HOSTILE[::-1]}
+    rows = [{**row, "model": names[row["model"]], "slice": row["slice"].replace("fact", HOSTILE)} for row in world_figures()]
+    write_json(run / "evaluate" / "evaluation.json", {**told, "rows": rows})
+    entry = json.loads((run / "dpo" / "record.json").read_text())
+    write_json(run / "dpo" / "record.json", {**entry, "stopped": HOSTILE, "inputs": {HOSTILE: HOSTILE}, "name": HOSTILE, "kind": HOSTILE})
+    page, text = page_of(run)
+    assert not {"script", "img"} & set(page.tags)
+    assert page.handlers == []
+    assert HOSTILE[:28] in page.said
+    assert html.escape(HOSTILE[:28], quote=False).replace("'", "&#39;") in text
+    assert "{{ 7*7 }}" in page.said
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_lone_surrogates_do_not_stop_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", answer="half a character: \ud83d")
+    assert "half a character: \N{REPLACEMENT CHARACTER}" in page_of(run)[0].said
+
+
+def test_a_large_run_stays_a_small_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_metrics(run / "dpo", 3_000, pairs=True)
+    write_samples(run / "evaluate", 400, answer="word " * 3_000)
+    long = {"where": "x:1", "sequences": [{"name": "chosen", "tokens": [["token", True]] * 4_000}] * 4}
+    write_json(run / "dpo" / "tokens.json", [long] * 4)
+    page, text = page_of(run)
+    assert len(text.encode()) < 2_000_000
+    assert "3,500 more tokens" in page.said
+
+
+# --- any folder -------------------------------------------------------------------------------------------------------
+
+
+def test_only_metrics(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "run", 40, pairs=True)
+    page, _ = page_of(tmp_path / "run")
+    assert "for 40 steps" in page.said
+    assert "not whether the answers got better" in page.said
+    for sentence in ("holds no evaluation", "holds no sampled answers", "holds no account of its data", "no record of what made it"):
+        assert sentence in page.said
+
+
+@pytest.mark.parametrize(
+    "name", ["record.json", "metrics.jsonl", "preflight.json", "tokens.json", "evaluation.json", "samples.jsonl", "recipe.yaml"]
+)
+@pytest.mark.parametrize("junk", [None, "[1, {", "[1, 2]", '{"rows": 3, "kept": "x", "tokens": [], "stage": 1, "step": "a"}'])
+def test_every_file_may_be_missing_or_broken(full: Path, tmp_path: Path, name: str, junk: str | None) -> None:
+    run = shutil.copytree(full, tmp_path / "run")
+    for path in run.rglob(name):
+        path.unlink() if junk is None else path.write_text(junk)
+    page, _ = page_of(run)
+    assert "h1" in page.tags
+
+
+def test_a_single_stage_shows_the_files_it_read(tmp_path: Path) -> None:
+    stage = {"kind": "dpo", "name": "dpo", "model": {"path": "./base"}, "data": {"path": ["a/one.jsonl", "a/two.jsonl"]}}
+    run = write_stage(tmp_path, stage, steps=3)
+    picture = lineage.lineage(folder.read(run))
+    assert [node.name for node in picture.nodes] == ["base", "2 files", "dpo"]
+    assert [arc.kind for arc in picture.arcs] == ["model", "data", "data"][: len(picture.arcs)]
+    assert "one.jsonl and two.jsonl" in page_of(run)[0].said
+
+
+@pytest.mark.parametrize("make", [lambda path: path, lambda path: path.mkdir()])
+def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(DataError, match="prefopt run"):
+        build(tmp_path / "x")
+    assert not (tmp_path / "x" / "report.html").exists()
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def told(run: Path) -> tuple[str, str]:
+    read = folder.read(run)
+    last = read.last("evaluation")
+    found = verdict(read, evidence.evidence(last) if last else None)
+    return found.tone, f"{found.headline} {found.support}"
+
+
+@pytest.mark.parametrize(
+    ("gain", "tone", "words"),
+    [(0.4, "better", "rises by 0.40, from 0.10 to 0.50"), (-0.3, "worse", "falls by 0.30"), (0.05, "open", "No clear difference")],
+)
+def test_the_verdict_says_what_the_intervals_allow(tmp_path: Path, gain: float, tone: str, words: str) -> None:
+    found, text = told(write_run(tmp_path / "run", gain=gain))
+    assert found == tone
+    assert words in text
+    assert f"95% interval {gain - 0.07:.2f} to {gain + 0.07:.2f}".replace("-", "−") in text
+
+
+def test_what_got_worse_is_said_first(full: Path) -> None:
+    rows = [row for row in world_figures() if row["metric"] not in ("over_refusal", "correct")]
+    rows += [figure("over_refusal", value, 0.01, model=model, part="harmless") for model, value in (("sft", 0.05), ("dpo", 0.2))]
+    stage = folder.Stage(name="evaluate", kind="evaluate", folder=full, evaluation={"model": "dpo", "baseline": "sft", "rows": rows})
+    found = verdict(folder.read(full), evidence.evidence(stage))
+    assert found.also[0] == "worse: refuses harmless requests 5% → 20%"
+    assert all(change.startswith("better") for change in found.also[1:])
+
+
+def test_accuracy_on_pairs(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rows = [figure("accuracy", 0.68, 0.03, model="rm", n=1000), figure("longer_is_chosen", 0.55, 0.03, model="rm", n=1000)]
+    write_json(run / "evaluation.json", {"suite": "pairs", "model": "rm", "baseline": None, "n": 1000, "reads": "reward", "rows": rows})
+    answers = {"prompt": "p", "slice": "data", "answers": {"chosen": "good", "rejected": "bad"}, "reward": {"chosen": 0.1, "rejected": 0.9}}
+    write_jsonl(run / "samples.jsonl", [answers])
+    assert told(run)[1].startswith("rm prefers the better answer in 68% of 1,000 held-out pairs.")
+    page, _ = page_of(run)
+    assert "Choosing the longer answer would be right in 55%" in page.said
+    assert "Where it is most wrong" in page.said
+    assert "−0.80" in page.said
+
+
+def test_dots_lie_where_the_figures_are(full: Path) -> None:
+    stage = folder.read(full).last("evaluation")
+    assert stage is not None
+    plots = {plot.title: plot for plot in evidence.plots(evidence.evidence(stage))}
+    (dot,) = plots["Gold win rate"].rows[0].dots
+    assert (dot.at, dot.low, dot.high, plots["Gold win rate"].rule) == (70.0, 65.0, 75.0, 50.0)
+    assert [d.style for d in plots["Gold reward"].rows[0].dots] == ["before", "after"]
+    assert plots["Refusals"].rows[0].label == "refuses harmful requests"
+    assert 'cx="70.0%"' in build(full).read_text()
+
+
+def test_a_figure_without_an_interval_says_so(full: Path) -> None:
+    rows = [{"metric": "gold", "value": 0.5, "low": None, "high": math.inf, "n": 1, "model": "m", "slice": "all"}, {"metric": "gold"}, 3]
+    stage = folder.Stage(name="e", kind="evaluate", folder=full, evaluation={"model": "m", "rows": rows})
+    found = evidence.evidence(stage)
+    assert len(found.figures) == 1
+    assert evidence.plots(found)[0].rows[0].dots[0].interval == "no interval"
+
+
+def test_lineage_arcs_run_from_what_is_read_to_the_reader(full: Path) -> None:
+    picture = lineage.lineage(folder.read(full))
+    arcs = {(arc.title, arc.kind) for arc in picture.arcs}
+    assert {("sft → dpo", "model"), ("label → dpo", "data"), ("world → evaluate", "data"), ("sft → evaluate", "model")} <= arcs
+    assert "report" not in [node.name for node in picture.nodes]
+    assert [node.role for node in picture.nodes][:2] == ["data", "model"]
+
+
+def test_samples_show_the_worst_first_and_the_best_first(full: Path) -> None:
+    stage = folder.read(full).last("evaluation")
+    assert stage is not None
+    found = samples.gallery(evidence.evidence(stage))
+    changes = {group.title: [float(s.change.replace("−", "-")) for s in group.samples] for group in found.groups}
+    golds = [row["gold"]["dpo"] - row["gold"]["sft"] for row in stage.samples]
+    assert changes["Where it got worse"][0] == pytest.approx(min(golds))
+    assert changes["Where it got worse"] == sorted(changes["Where it got worse"])
+    assert changes["Where it got better"] == sorted(changes["Where it got better"], reverse=True)
+    shown = [sample.prompt for group in found.groups for sample in group.samples]
+    assert len(shown) == len(set(shown))
+    assert max(sum(s.slice == k for s in group.samples) for group in found.groups for k in range(6)) == samples.A_SLICE
+
+
+def test_scored_tokens_are_coloured(tmp_path: Path) -> None:
+    run = write_stage(tmp_path, {"kind": "sft", "name": "sft"})
+    write_data(run, text="Open at nine.")
+    page, text = page_of(run)
+    assert page.classes.count("s") == 2 * 2 * 4
+    assert "<span class=s>&lt;|im_end|&gt;</span>" in text
+    assert "<span>↵\n</span>" in text
+    assert "4 of 11 tokens scored" in page.said
+    assert "identical completions, first at pairs.jsonl:17" in page.said
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_stay_inside_and_names_apart() -> None:
+    drawn = panel("t", "", "", [Series(str(k), "after", [(s, 1.0 + 0.001 * k) for s in range(100)]) for k in range(4)])
+    heights = sorted(line.label[1] for line in drawn.lines)
+    assert all(b - a >= 12.9 for a, b in itertools.pairwise(heights))
+    assert drawn.top <= heights[0]
+    assert heights[-1] <= drawn.bottom
+    numbers = [tuple(map(float, p.split())) for line in drawn.lines for p in line.path[1:].split("L")]
+    assert all(drawn.left <= x <= drawn.right and drawn.top <= y <= drawn.bottom for x, y in numbers)
+
+
+def test_values_that_are_no_numbers_are_left_out_and_counted() -> None:
+    drawn = panel("t", "", "", [Series("a", "after", [(1, 1.0), (2, math.nan), (3, math.inf), (4, 2.0)])])
+    assert drawn.notes == ("2 values were not finite and are left out.",)
+    assert "nan" not in drawn.lines[0].path
+
+
+def test_held_out_figures_are_drawn_beside_the_training_ones(full: Path) -> None:
+    dpo = next(stage for stage in folder.read(full).stages if stage.name == "dpo")
+    titles = {chart.title: chart for chart in training.charts(dpo)}
+    assert list(titles) == ["Loss", "Log-probs of answers", "Margin", "Accuracy", "Log-ratio", "Gradient norm"]
+    assert [line.name for line in titles["Loss"].lines] == ["training", "held out"]
+    assert [line.name for line in titles["Log-probs of answers"].lines] == ["chosen", "rejected"]
+    assert len(titles["Loss"].lines[1].dots) == 4
+
+
+@pytest.mark.parametrize("values", [[], [3.0], [0.0, 0.0], [-1e-9, 1e-9], [1e8, 2e8], [math.nan], [-5, 7]])
+def test_axes_hold_their_values_and_have_ticks(values: list[float]) -> None:
+    axis = spanning(values)
+    assert axis.low < axis.high
+    assert all(axis.low <= v <= axis.high for v in values if math.isfinite(v))
+    marks = ticks(axis)
+    assert 1 <= len(marks) <= 6
+    assert len({label for _, label in marks}) == len(marks)
+
+
+def test_ticks_of_a_narrow_axis_tell_apart() -> None:
+    assert [label for _, label in ticks(Range(0.69, 0.70))] == ["0.690", "0.695", "0.700"]
