@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,6 +241,36 @@ def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
     model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     run(tmp_path / "checkpointed", model=model)
     assert losses_of(tmp_path / "plain") == pytest.approx(losses_of(tmp_path / "checkpointed"), rel=1e-5)
+
+
+@pytest.mark.slow  # the compiler takes most of a minute
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_layers_give_the_same_run(tmp_path: Path) -> None:
+    run(tmp_path / "plain", train={"steps": 2})
+    run(tmp_path / "compiled", train={"steps": 2, "compile": True})
+    assert losses_of(tmp_path / "plain") == pytest.approx(losses_of(tmp_path / "compiled"), rel=1e-4)
+
+
+def test_a_model_that_cannot_be_written_is_told_and_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = language_model()
+
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save", full)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        run(tmp_path, model=model)
+    assert not (tmp_path / "model").exists()
+    assert not [path for path in tmp_path.iterdir() if "writing" in path.name]
+
+
+def test_a_disk_without_room_for_the_model_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.training.fit.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(TrainingError, match="are free on this disk"):
+        run(tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("family", ["mamba", "gemma2", "gpt2", "mixtral"])

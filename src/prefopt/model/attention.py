@@ -96,6 +96,7 @@ def _positions(span: TreeSpan) -> torch.Tensor:
     return torch.cat([torch.arange(span.prompt), *(torch.arange(span.prompt, span.prompt + n) for n in span.branches)])
 
 
+@torch.compiler.disable
 def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

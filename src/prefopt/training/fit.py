@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError
 from prefopt.pack.plan import Plan
@@ -83,6 +85,7 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
     distributed.start()
     _check(setup, data)
     out.mkdir(parents=True, exist_ok=True)
+    _require_room(model, out)
     plan = Plan(len(data.train), setup.train.batch_size, setup.train.seed)
     total = setup.train.steps if setup.train.steps is not None else math.ceil(setup.train.epochs * plan.steps_per_epoch)
     with ExitStack() as stack:
@@ -97,7 +100,7 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
         run.take_best()
     model.model = merged(model.model, out)
     if distributed.rank() == 0:
-        model.save(out / "model")
+        _save(model, out / "model")
     distributed.wait()
     return FitResult(run.at.step, run.at.metrics, out / "model", stopped)
 
@@ -247,6 +250,37 @@ class Run:
         path.write_text(json.dumps({"step": self.at.step + 1, "rows": rows}, indent=1))
         fix = f"the batch is kept in {path}; lower train.learning_rate or train.grad_clip, or look at its rows"
         return TrainingError(error.what, where=f"step {self.at.step + 1}", fix=fix)
+
+
+def _save(model: LanguageModel, place: Path) -> None:
+    """Write the model beside its place, then put it there: a folder called model is whole.
+
+    Raises:
+        TrainingError: it could not be written.
+    """
+    draft = place.with_name(f".{place.name}.writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        model.save(draft)
+        shutil.rmtree(place, ignore_errors=True)
+        draft.rename(place)
+    except (OSError, SafetensorError) as error:
+        fix = "make room or mend the permissions, then give the same command again"
+        raise TrainingError(f"the trained model could not be written: {error}", where=str(place), fix=fix) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _require_room(model: LanguageModel, out: Path) -> None:
+    """Find out before the training that its result will not fit on the disk.
+
+    Raises:
+        TrainingError: less is free than the weights take.
+    """
+    size, free = sum(p.numel() * p.element_size() for p in model.model.parameters()), shutil.disk_usage(out).free
+    if free < size:
+        what = f"the trained model takes {size / 1e9:.2f} GB and {free / 1e9:.2f} GB are free on this disk"
+        raise TrainingError(what, where=str(out), fix="make room, or choose another --out")
 
 
 def _check(setup: Setup, data: Prepared) -> None:

@@ -92,6 +92,8 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
     optimizer = Optimizer(model.model, setup.train, setup.learning_rate, precision)
     distributed.assert_same(optimizer.weights.masters.values())
     model.model.train()
+    if setup.train.compile:
+        compile_layers(base_of(model.model))
     lay_out = stack.enter_context(model.laid_out(layout, setup.pairs))
     micros = micro_batches(trees, setup.train.micro_tokens, padded=layout == "padded")
     reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.row.needs_reference else None
@@ -109,6 +111,19 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
     if reference is not None and setup.reference.path is None:
         check_start(job, micros[0])
     return job
+
+
+def compile_layers(base: Any) -> None:
+    """torch.compile every decoder layer, for batches of any size; attention over trees stays as it is.
+
+    Raises:
+        ModelError: the model keeps its layers where we do not know.
+    """
+    layers = next((getattr(base.base_model, name) for name in ("layers", "h") if hasattr(base.base_model, name)), None)
+    if layers is None:
+        raise ModelError(f"{type(base).__name__} has no list of layers to compile", where="train.compile", fix="set train.compile=false")
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], precision: str) -> Load:
