@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefopt.rollout.policy import load as load
     from prefopt.pipeline.api import train as train
+    from prefopt.rollout.policy import load as load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "train"]
