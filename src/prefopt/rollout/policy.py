@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prefopt.rollout.sampler import Sample
 
 Prompts = Sequence[str | Sequence[Message | Mapping[str, Any]]]
-MICRO_TOKENS = 16384
+MICRO_TOKENS = 8192
 
 
 @dataclass
