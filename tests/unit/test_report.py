@@ -12,13 +12,15 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 import prefopt.report.charts
 import prefopt.report.words
+from prefopt import cli
 from prefopt.errors import DataError
-from prefopt.report import build, evidence, folder, lineage, samples, training
+from prefopt.report import build, draw, evidence, folder, lineage, samples, training
 from prefopt.report.charts import Range, Series, panel, spanning, ticks
 from prefopt.report.verdict import verdict
 from tests.run_folders import (
@@ -275,6 +277,41 @@ def test_scored_tokens_are_coloured(tmp_path: Path) -> None:
     assert "<span>↵\n</span>" in text
     assert "4 of 11 tokens scored" in page.said
     assert "identical completions, first at pairs.jsonl:17" in page.said
+
+
+# --- the picture --------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_stands_alone(full: Path, tmp_path: Path) -> None:
+    text = draw(full, tmp_path / "docs" / "quickstart.svg").read_text()
+    root = ElementTree.fromstring(text)
+    said = " ".join(root.itertext())
+    assert {"Gold reward", "0.50", "sft 0.10", "70%", "dpo over sft, 65% to 75%", "chosen", "rejected"} <= {
+        s.strip() for s in root.itertext()
+    }
+    assert "Log-probs of answers" in said
+    assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not {element.tag.rpartition("}")[2] for element in root.iter()} & {"script", "image", "foreignObject", "use", "a"}
+    assert len(text) < 60_000
+
+
+def test_a_picture_of_a_single_training_run_is_its_curve(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "run", 5, pairs=False)
+    root = ElementTree.fromstring(draw(tmp_path / "run", tmp_path / "p.svg").read_text())
+    assert "Loss" in " ".join(root.itertext())
+
+
+def test_a_run_without_figures_has_no_picture(tmp_path: Path) -> None:
+    write_stage(tmp_path, {"kind": "label", "name": "label"})
+    with pytest.raises(DataError, match="neither an evaluation"):
+        draw(tmp_path, tmp_path / "p.svg")
+
+
+def test_the_command_draws_either(full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["report", str(full), "--picture", str(tmp_path / "p.svg")]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "p.svg")]
+    assert cli.run(["report", str(full)]) == 0
+    assert capsys.readouterr().out.split() == [str(full / "report.html")]
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------

@@ -37,11 +37,14 @@ def doctor() -> None:
         raise Refused("something that training needs does not work here", fix="the lines marked 'no' say what")
 
 
-def report(run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    picture: Annotated[Path | None, typer.Option(help="Draw one small SVG picture into this file instead.", show_default=False)] = None,
+) -> None:
     """Write the report of a run, one HTML file.
 
     Example: prefopt report runs/quickstart
     """
-    from prefopt.report import build
+    from prefopt.report import build, draw
 
-    typer.echo(str(build(run)))
+    typer.echo(str(draw(run, picture) if picture else build(run)))

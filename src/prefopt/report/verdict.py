@@ -92,9 +92,7 @@ def _support(found: Evidence, gain: Figure | None, rate: Figure | None) -> str:
         sure = f"the mean change is {fixed(gain.value)} ({_interval(gain, fixed)})"
         parts.append(f"Measured on {counted(gain.n, 'answer')} to held-out requests, {sure}.")
     if rate:
-        parts.append(
-            f"{found.model} gives the better answer to {percent(rate.value)} of them ({_interval(rate, percent)}; ties count one half)."
-        )
+        parts.append(f"{found.model} wins {percent(rate.value)} of the comparisons ({_interval(rate, percent)}; ties count one half).")
     return " ".join(parts)
 
 

@@ -1,0 +1,59 @@
+"""One small picture of a run, an SVG file that stands alone: the figures that count, and one curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from prefopt.errors import DataError
+from prefopt.report import evidence, training
+from prefopt.report.charts import DotPlot, DotRow, Panel
+from prefopt.report.folder import Run, read
+from prefopt.report.page import environment
+
+SHOWN = ("Gold reward", "Gold win rate", "Accuracy on held-out pairs")
+"""The plots whose first line is worth a block, at most two of them."""
+CURVES = ("Log-probs of answers", "Margin", "Accuracy", "Loss")
+"""Which chart of the last training stage is shown: the first of these it has."""
+
+
+class Block(NamedTuple):
+    """A figure in large type with its plot below."""
+
+    plot: DotPlot
+    row: DotRow
+
+
+def draw(run: str | Path, out: str | Path) -> Path:
+    """Write the picture of a run to `out` (SVG, light and dark) and return its path.
+
+    Raises:
+        DataError: there is no run in the folder, or nothing in it to draw.
+    """
+    text = render(read(Path(run)))
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode("utf-8", "replace"))
+    return path
+
+
+def render(run: Run) -> str:
+    """The picture as text."""
+    stage = run.last("evaluation")
+    found = evidence.evidence(stage) if stage else None
+    plots = evidence.plots(found) if found else []
+    blocks = [Block(plot, plot.rows[0]) for plot in plots if plot.title in SHOWN][:2]
+    curve = _curve(run)
+    if not blocks and curve is None:
+        raise DataError("holds neither an evaluation nor training metrics to draw", where=str(run.folder))
+    return environment().get_template("picture.svg.j2").render(blocks=blocks, curve=curve, found=found)
+
+
+def _curve(run: Run) -> tuple[str, Panel] | None:
+    """The last training stage that has one of the charts, and that chart."""
+    for stage in reversed(run.stages):
+        charts = {chart.title: chart for chart in training.charts(stage)}
+        for title in CURVES:
+            if title in charts:
+                return stage.name, charts[title]
+    return None
