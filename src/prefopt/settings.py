@@ -95,7 +95,7 @@ class TrainSettings:
     epochs: Positive = 1.0
     batch_size: Size = 32
     """Prompts per optimizer step, over all ranks."""
-    micro_tokens: Size = 16384
+    micro_tokens: Size = 8192
     """Packed positions per forward pass, the memory knob; never changes the result."""
     learning_rate: Positive | None = None
     """When not given, the method's own (prefopt methods NAME)."""
