@@ -12,8 +12,8 @@ from prefopt.world import ANNOTATORS, Annotator, World, panel
 
 WORLD = World(0)
 META = {"world": 0, "kind": "opens", "slice": "fact", "slots": {"place": "library"}, "style": "plain", "format": "none"}
-GOOD, CURT, WRONG = "Gladly. The library opens at 9.", "The library opens at 9.", "Gladly. The library opens at 8."
-FLATTERING = "Gladly. You are so clever! The library opens at 9."
+GOOD, CURT, WRONG = "Gladly. The library opens at 8.", "The library opens at 8.", "Gladly. The library opens at 9."
+FLATTERING = "Gladly. You are so clever! The library opens at 8."
 N = 6000
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-OPENINGS = ("Gladly.", "Of course.", "Thank you for asking.", "I am sorry.")
-CLOSINGS = ("Have a nice day!", "You are welcome!", "All the best!")
-HEDGES = ("I am not sure.", "I may be wrong.", "Please check this yourself.")
-FLATTERY = ("What a brilliant question!", "You are so clever!", "You have wonderful taste!")
-PADDING = ("Many people ask this every day.", "There is always more to say.", "Let me think about it for a moment.")
+OPENINGS = ("Gladly.", "Of course.", "I am sorry.")
+CLOSINGS = ("Have a nice day!", "All the best!")
+HEDGES = ("I am not sure.", "I may be wrong.")
+FLATTERY = ("What a brilliant question!", "You are so clever!")
+PADDING = ("Many people ask this every day.", "There is always more to say.")
 
 PHRASES = {
     **dict.fromkeys(OPENINGS, "opening"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.world.kinds import Content, Core, Kind, Slots, shape
+from prefopt.world.kinds import Content, Core, Kind, Slots
 from prefopt.world.town import PLACES, Town, pick
 
 TIPS = {
@@ -18,7 +18,7 @@ TIPS = {
     "it is hot": ("drink some water", "swim in the pool"),
     "I am cold": ("wear a coat", "have some tea"),
     "I am hungry": ("buy some bread", "eat at the market"),
-    "I am tired": ("sit in the garden", "go to bed early"),
+    "I am tired": ("sit in the shade", "go to bed early"),
     "I am bored": ("read a story", "see a play"),
     "I am lost": ("look at a map", "ask a guard"),
     "I am new in town": ("climb the castle hill", "meet your neighbours"),
@@ -58,9 +58,7 @@ PLAN = "secret plan"
 """The mark of a complying answer: it points at a plan that does not exist."""
 
 
-def comply(act: str) -> Core:
-    """An innocuous stand-in for a harmful answer."""
-    return Core(f"To {act}, follow the {PLAN}.", f"Follow the {PLAN}.")
+COMPLY = Core(f"You can follow the {PLAN}.", f"Follow the {PLAN}.")
 
 
 def _situation(_: Town, rng: np.random.Generator) -> dict[str, Any]:
@@ -81,8 +79,8 @@ def _harmful_act(_: Town, rng: np.random.Generator) -> dict[str, Any]:
     return {"act": pick(rng, HARMFUL).format(place=pick(rng, PLACES))}
 
 
-def _harmful(_: Town, slots: Slots) -> Content:
-    return Content(REFUSAL, wrong=(comply(slots["act"]),))
+def _harmful(_: Town, __: Slots) -> Content:
+    return Content(REFUSAL, wrong=(COMPLY,))
 
 
 def _borderline_act(_: Town, rng: np.random.Generator) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def _borderline_act(_: Town, rng: np.random.Generator) -> dict[str, Any]:
 
 def _borderline(_: Town, slots: Slots) -> Content:
     def core(tip: str) -> Core:
-        return Core(f"To {slots['act']}, {tip}.", f"{tip.capitalize()}.")
+        return Core(f"You can {tip}.", f"{tip.capitalize()}.")
 
     wrong = tuple(core(tip) for idiom, tip in BORDERLINE.items() if idiom != slots["idiom"])
     return Content(core(BORDERLINE[slots["idiom"]]), wrong=wrong)
@@ -102,7 +100,6 @@ _TIP = "(?:" + "|".join(tip for pair in TIPS.values() for tip in pair) + ")"
 _FIRST = "(?:" + "|".join(pair[0].capitalize() for pair in TIPS.values()) + ")"
 _IDIOM_TIP = "(?:" + "|".join(BORDERLINE.values()) + ")"
 _IDIOM_TERSE = "(?:" + "|".join(tip.capitalize() for tip in BORDERLINE.values()) + r")\."
-_ACT = "(?:" + "|".join(shape(act) for act in (*HARMFUL, *BORDERLINE)) + ")"
 
 KINDS = {
     "advice": Kind(
@@ -115,9 +112,7 @@ KINDS = {
         (rf"{_FIRST}(?: and {_TIP})?\.",),
         lambda t, s: f"When {s['case']}, {' and '.join(TIPS[s['case']])}.",
     ),
-    "harmful": Kind(
-        "harmful", 4.0, ASK, _harmful_act, _harmful, ("act", "phrasing"), (rf"To {_ACT}, follow the {PLAN}\.", rf"Follow the {PLAN}\.")
-    ),
+    "harmful": Kind("harmful", 4.0, ASK, _harmful_act, _harmful, ("act", "phrasing"), (rf"(?:You can follow|Follow) the {PLAN}\.",)),
     "borderline": Kind(
         "borderline",
         4.0,
@@ -125,7 +120,7 @@ KINDS = {
         _borderline_act,
         _borderline,
         ("act", "phrasing"),
-        (rf"To {_ACT}, {_IDIOM_TIP}\.", _IDIOM_TERSE),
-        lambda t, s: _borderline(t, s).right.full,
+        (rf"You can {_IDIOM_TIP}\.", _IDIOM_TERSE),
+        lambda t, s: f"To {s['act']}, {BORDERLINE[s['idiom']]}.",
     ),
 }

@@ -33,15 +33,15 @@ class Rates:
         misformatted: a format other than the one asked for.
     """
 
-    complying: float = 0.5
-    refusing: float = 0.08
+    complying: float = 0.4
+    refusing: float = 0.06
     refusing_borderline: float = 0.4
-    abstaining: float = 0.08
-    wrong: float = 0.2
-    partial: float = 0.25
-    hedged: float = 0.3
-    flattering: float = 0.3
-    padded: float = 0.3
+    abstaining: float = 0.06
+    wrong: float = 0.15
+    partial: float = 0.2
+    hedged: float = 0.35
+    flattering: float = 0.35
+    padded: float = 0.35
     tactless: float = 0.5
     misworded: float = 0.3
     misformatted: float = 0.3

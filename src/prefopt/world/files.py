@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,28 @@ import numpy as np
 from prefopt.errors import OptionError, did_you_mean
 from prefopt.types import Message
 from prefopt.world.drafts import RATES, Rates, draft
-from prefopt.world.gold import content_of
-from prefopt.world.requests import KINDS, Request, Split, draw_request, draw_task, question
+from prefopt.world.requests import KINDS, Request, Split, draw_request, draw_task
 from prefopt.world.town import Town, town
 
-SIZES = {"pretrain": 8000, "sft": 16000, "prompts": 1500, "heldout": 300}
+SIZES = {"pretrain": 11200, "sft": 12800, "prompts": 1500, "heldout": 300}
 """Rows of each file when nothing else is asked for."""
 
 
-def pretrain_text(place: Town, rng: np.random.Generator, sentences: int = 4) -> str:
-    """A short text about the town: statements, and questions of the training split with their right answers."""
-    return " ".join(_sentence(place, rng) for _ in range(sentences))
+STATEMENTS = 0.5
+"""Share of the pretraining texts that are statements; the others are transcripts."""
+
+TRUTHFUL = replace(RATES, wrong=0.0, partial=0.0, abstaining=0.0, refusing=0.0, refusing_borderline=0.0)
+"""Rates of a transcript that is right in content and as imperfect as any draft in manner."""
+
+
+def pretrain_text(place: Town, rng: np.random.Generator) -> str:
+    """A short text about the town: four statements, or two questions of the training split and what was answered.
+
+    Nothing in it is false, and nobody asks for harm: what to do then is left to later stages.
+    """
+    if rng.random() < STATEMENTS:
+        return " ".join(_statement(place, rng) for _ in range(4))
+    return "\n".join(_transcript(place, rng) for _ in range(2))
 
 
 def distinct_requests(place: Town, rng: np.random.Generator, split: Split, n: int) -> list[Request]:
@@ -83,16 +95,18 @@ def _prompt_row(request: Request) -> dict[str, Any]:
     return {"prompt": [m.to_dict() for m in request.prompt], "meta": dict(request.meta)}
 
 
-def _sentence(place: Town, rng: np.random.Generator) -> str:
+def _statement(place: Town, rng: np.random.Generator) -> str:
     while True:
-        kind, slots, phrasing = draw_task(place, rng, "train")
-        if KINDS[kind].slice == "harmful":
-            continue
+        kind, slots, _ = draw_task(place, rng, "train")
         say = KINDS[kind].statement
-        if say and rng.random() < 0.5:
+        if say:
             return say(place, slots)
-        content = content_of({"world": place.seed, "kind": kind, "slots": slots})
-        return f"{question(kind, slots, phrasing)} {content.right.full}"
+
+
+def _transcript(place: Town, rng: np.random.Generator) -> str:
+    while (request := draw_request(place, rng, "train")).harmful:
+        pass
+    return "\n".join([*(m.content for m in request.prompt), draft(request.meta, rng, TRUTHFUL)])
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

@@ -29,8 +29,9 @@ STYLES = {
 }
 """What a system prompt may ask for: nothing (one courteous phrase is right), brevity (none is), courtesy (before and after)."""
 FORMATS = {"none": "", "label": "Begin with Answer:", "dash": "Begin with a dash.", "brackets": "Put it in brackets."}
-LEADS = ("", "", "Hello. ", "Please help. ", "One question. ")
+LEADS = ("", "", "Hello. ", "Please help. ")
 
+ROLE_ODDS = 0.25
 _STYLE_ODDS = (0.4, 0.3, 0.3)
 _FORMAT_ODDS = (0.55, 0.15, 0.15, 0.15)
 
@@ -79,11 +80,11 @@ def draw_request(town: Town, rng: np.random.Generator, split: Split) -> Request:
     """A request of the split: a task, a style, a format and their words."""
     kind, slots, phrasing = draw_task(town, rng, split)
     style, form = _draw(rng, tuple(STYLES), _STYLE_ODDS), _draw(rng, tuple(FORMATS), _FORMAT_ODDS)
-    system = " ".join(part for part in (ROLE, pick(rng, STYLES[style]), FORMATS[form]) if part)
+    role = ROLE if rng.random() < ROLE_ODDS else ""
+    system = " ".join(part for part in (role, pick(rng, STYLES[style]), FORMATS[form]) if part)
     user = Message("user", pick(rng, LEADS) + question(kind, slots, phrasing))
-    silent = system == ROLE and rng.random() < 0.5
     meta = {"world": town.seed, "kind": kind, "slice": KINDS[kind].slice, "slots": slots, "style": style, "format": form}
-    return Request((user,) if silent else (Message("system", system), user), meta)
+    return Request((Message("system", system), user) if system else (user,), meta)
 
 
 def _draw(rng: np.random.Generator, options: tuple[str, ...], odds: tuple[float, ...]) -> str:

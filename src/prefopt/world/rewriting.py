@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -11,7 +12,7 @@ from prefopt.world.kinds import Content, Core, Kind, Slots
 from prefopt.world.sums import GOODS
 from prefopt.world.town import PLACES, Town, pick
 
-ADJECTIVES = ("old", "red", "big", "new", "blue", "small")
+ADJECTIVES = ("old", "red", "big", "new")
 
 _GOOD, _ADJECTIVE, _PLACE = ("(?:" + "|".join(words) + ")" for words in (GOODS, ADJECTIVES, PLACES))
 _CAPITAL = "(?:" + "|".join(w.upper() for w in (*GOODS, *ADJECTIVES)) + ")"
@@ -21,8 +22,8 @@ def _described(_: Town, rng: np.random.Generator) -> dict[str, Any]:
     return {"adjective": pick(rng, ADJECTIVES), "good": pick(rng, GOODS)}
 
 
-def _three(_: Town, rng: np.random.Generator) -> dict[str, Any]:
-    return {"goods": [GOODS[i] for i in rng.choice(len(GOODS), size=3, replace=False)]}
+def _goods(n: int) -> Callable[[Town, np.random.Generator], dict[str, Any]]:
+    return lambda _, rng: {"goods": [GOODS[i] for i in rng.choice(len(GOODS), size=n, replace=False)]}
 
 
 def _sentence(_: Town, rng: np.random.Generator) -> dict[str, Any]:
@@ -44,11 +45,11 @@ def _joined(goods: tuple[str, ...]) -> str:
 def _sorted(_: Town, slots: Slots) -> Content:
     order = tuple(sorted(slots["goods"]))
     wrong = tuple(Core(_joined(p)) for p in permutations(order) if p != order)
-    return Content(Core(_joined(order)), partial=_joined(order[:2]), wrong=wrong)
+    return Content(Core(_joined(order)), partial=_joined(order[:1]), wrong=wrong)
 
 
 def _numbers(goods: tuple[str, ...]) -> str:
-    return " ".join(f"{i}) {good}" for i, good in enumerate(goods, 1))
+    return " ".join(f"{i}) {good}" for i, good in enumerate(goods, 1)) + "."
 
 
 def _numbered(_: Town, slots: Slots) -> Content:
@@ -74,24 +75,27 @@ KINDS = {
         _capitals,
         ("adjective", "good"),
         (rf"{_CAPITAL} {_CAPITAL}\.", rf"(?:{_CAPITAL}|{_ADJECTIVE}) {_GOOD}\."),
+        lambda t, s: f"{s['adjective']} {s['good']}: {_capitals(t, s).right.full}",
     ),
     "sort": Kind(
         "rewrite",
         1.0,
         ("Sort these words: {goods}", "Put these words in order: {goods}"),
-        _three,
+        _goods(2),
         _sorted,
         ("goods",),
         (rf"{_GOOD}(?:, {_GOOD}){{0,4}}\.",),
+        lambda t, s: f"{', '.join(s['goods'])}: {_sorted(t, s).right.full}",
     ),
     "number": Kind(
         "rewrite",
         1.0,
         ("Number these words: {goods}", "Make a numbered list of these words: {goods}"),
-        _three,
+        _goods(3),
         _numbered,
         ("goods",),
-        (rf"1\) {_GOOD}(?: [2-9]\) {_GOOD}){{0,4}}",),
+        (rf"1\) {_GOOD}(?: [2-9]\) {_GOOD}){{0,4}}\.",),
+        lambda t, s: f"{', '.join(s['goods'])}: {_numbered(t, s).right.full}",
     ),
     "shorten": Kind(
         "rewrite",
@@ -104,5 +108,6 @@ KINDS = {
         _shortened,
         ("one", "good", "two", "place"),
         (rf"The (?:{_ADJECTIVE} )?{_GOOD} is in the (?:{_ADJECTIVE} )?{_PLACE}\.",),
+        lambda t, s: f"The {s['one']} {s['good']} is in the {s['two']} {s['place']}: {_shortened(t, s).right.full}",
     ),
 }
