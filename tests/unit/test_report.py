@@ -118,6 +118,7 @@ def test_a_hostile_answer_is_only_ever_text(tmp_path: Path) -> None:
     write_json(run / "evaluate" / "evaluation.json", {**told, "rows": rows})
     entry = json.loads((run / "dpo" / "record.json").read_text())
     write_json(run / "dpo" / "record.json", {**entry, "stopped": HOSTILE, "inputs": {HOSTILE: HOSTILE}, "name": HOSTILE, "kind": HOSTILE})
+    (run / "dpo" / "recipe.yaml").write_text(HOSTILE)
     page, text = page_of(run)
     assert not {"script", "img"} & set(page.tags)
     assert page.handlers == []
@@ -135,7 +136,7 @@ def test_lone_surrogates_do_not_stop_the_page(tmp_path: Path) -> None:
 def test_a_large_run_stays_a_small_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_metrics(run / "dpo", 3_000, pairs=True)
-    write_samples(run / "evaluate", 400, answer="word " * 3_000)
+    write_samples(run / "evaluate", 100, answer="word " * 10_000)
     long = {"where": "x:1", "sequences": [{"name": "chosen", "tokens": [["token", True]] * 4_000}] * 4}
     write_json(run / "dpo" / "tokens.json", [long] * 4)
     page, text = page_of(run)
@@ -318,7 +319,7 @@ def test_the_command_draws_either(full: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_lines_stay_inside_and_names_apart() -> None:
-    drawn = panel("t", "", "", [Series(str(k), "after", [(s, 1.0 + 0.001 * k) for s in range(100)]) for k in range(4)])
+    drawn = panel("t", "", "", [Series(str(k), "after", [(0, 5.0), *((s, 0.01 * k) for s in range(1, 100))]) for k in range(4)])
     heights = sorted(line.label[1] for line in drawn.lines)
     assert all(b - a >= 12.9 for a, b in itertools.pairwise(heights))
     assert drawn.top <= heights[0]
@@ -340,6 +341,8 @@ def test_held_out_figures_are_drawn_beside_the_training_ones(full: Path) -> None
     assert [line.name for line in titles["Loss"].lines] == ["training", "held out"]
     assert [line.name for line in titles["Log-probs of answers"].lines] == ["chosen", "rejected"]
     assert len(titles["Loss"].lines[1].dots) == 4
+    chosen, rejected = titles["Log-probs of answers"].lines
+    assert chosen.label[1] < rejected.label[1] - 50
 
 
 @pytest.mark.parametrize("values", [[], [3.0], [0.0, 0.0], [-1e-9, 1e-9], [1e8, 2e8], [math.nan], [-5, 7]])
