@@ -44,7 +44,8 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     p, z = successes / n, float(stats.norm.ppf((1 + confidence) / 2))
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    return Interval(p, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale), n, "Wilson")
+    low, high = (centre - spread) / scale, (centre + spread) / scale
+    return Interval(p, min(p, max(0.0, low)), max(p, min(1.0, high)), n, "Wilson")  # rounding must not leave p outside at 0 and 1
 
 
 def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Interval:
