@@ -52,7 +52,7 @@ class Stage:
     @property
     def trains(self) -> bool:
         """Whether it is a training stage."""
-        return bool(self.metrics or self.preflight)
+        return bool(self.metrics or self.preflight or "train" in self.settings)
 
     @property
     def links(self) -> tuple[Link, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from prefopt.report.folder import Json, Link, Run, Stage
+from prefopt.report.folder import Json, Run, Stage
 from prefopt.report.words import counted, duration, listed, number, percent
 
 ROW = 60
@@ -129,11 +129,9 @@ def _node(stage: Stage, y: float) -> Node:
 
 
 def _reads(stage: Stage) -> str:
-    return ", ".join(dict.fromkeys(_named(link) for link in stage.links))
-
-
-def _named(link: Link) -> str:
-    return f"{link.source}.{link.output}" if link.output else _short(link.source)
+    inside = [f"{link.source}.{link.output}" for link in stage.links if link.output]
+    outside = [_short(link.source) for link in stage.links if not link.output]
+    return ", ".join([*inside, *(outside if len(outside) < 3 else [counted(len(outside), "file")])])
 
 
 def _did(stage: Stage) -> str:
