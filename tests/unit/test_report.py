@@ -190,8 +190,7 @@ def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path, make: Any) 
 
 def told(run: Path) -> tuple[str, str]:
     read = folder.read(run)
-    last = read.last("evaluation")
-    found = verdict(read, evidence.evidence(last) if last else None)
+    found = verdict(read, [evidence.evidence(stage) for stage in read.stages if stage.evaluation])
     return found.tone, f"{found.headline} {found.support}"
 
 
@@ -210,9 +209,19 @@ def test_what_got_worse_is_said_first(full: Path) -> None:
     rows = [row for row in world_figures() if row["metric"] not in ("over_refusal", "correct")]
     rows += [figure("over_refusal", value, 0.01, model=model, part="harmless") for model, value in (("sft", 0.05), ("dpo", 0.2))]
     stage = folder.Stage(name="evaluate", kind="evaluate", folder=full, evaluation={"model": "dpo", "baseline": "sft", "rows": rows})
-    found = verdict(folder.read(full), evidence.evidence(stage))
+    found = verdict(folder.read(full), [evidence.evidence(stage)])
     assert found.also[0] == "worse: refuses harmless requests 5% → 20%"
     assert all(change.startswith("better") for change in found.also[1:])
+
+
+def test_other_evaluations_are_told_in_a_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    rows = [figure("accuracy", 0.68, 0.03, model="rm", n=1000)]
+    write_json(run / "later" / "evaluation.json", {"suite": "pairs", "model": "rm", "rows": rows})
+    write_json(run / "later" / "record.json", {"kind": "evaluate", "name": "later", "started": "2026-08-02"})
+    page, _ = page_of(run)
+    assert "dpo answers better than sft" in page.said
+    assert "rm prefers the better answer in 68% of 1,000 held-out pairs." in page.said
 
 
 def test_accuracy_on_pairs(tmp_path: Path) -> None:

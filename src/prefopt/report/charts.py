@@ -39,7 +39,7 @@ def spanning(values: Iterable[float], *, padding: float = 0.06, include: Sequenc
     if not finite:
         return Range(0.0, 1.0)
     low, high = min(finite), max(finite)
-    air = padding * (high - low) if high > low else max(abs(high) * 0.1, 1e-9)
+    air = padding * (high - low) if high > low else abs(high) * 0.1 or 1.0
     return Range(low - air, high + air)
 
 

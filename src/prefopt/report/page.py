@@ -34,13 +34,12 @@ def build(run: str | Path) -> Path:
 def render(run: Run) -> str:
     """The page as text."""
     evaluations = [evidence.evidence(stage) for stage in run.stages if stage.evaluation]
-    last = evaluations[-1] if evaluations else None
     return (
         environment()
         .get_template("report.html.j2")
         .render(
             run=run,
-            verdict=verdict(run, last),
+            verdict=verdict(run, evaluations),
             lineage=lineage.lineage(run),
             evaluations=[_evaluation(found) for found in reversed(evaluations)],
             trained=[_trained(stage) for stage in run.stages if stage.trains],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from prefopt.report.evidence import Evidence, Figure
@@ -28,10 +29,19 @@ class Verdict(NamedTuple):
     also: tuple[str, ...] = ()
 
 
-def verdict(run: Run, found: Evidence | None) -> Verdict:
-    """What this run shows; `found` is its last evaluation."""
-    if found is None or not found.figures:
+def verdict(run: Run, evaluations: Sequence[Evidence]) -> Verdict:
+    """What this run shows: its last comparison with a baseline, or its last evaluation; the others in a line each."""
+    told = [found for found in reversed(evaluations) if found.figures]
+    if not told:
         return _unevaluated(run)
+    first = next((found for found in told if found.get("gold_gain")), told[0])
+    others = tuple(_of(found).headline.replace("\n", " ") for found in told if found is not first)
+    main = _of(first)
+    return main._replace(also=main.also + others)
+
+
+def _of(found: Evidence) -> Verdict:
+    """What one evaluation shows."""
     if found.get("accuracy"):
         return _pairs(found)
     return _compared(found) if found.get("gold_gain") or found.get("win_rate") else _alone(found)
