@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +36,18 @@ def table(head: Row, rows: Iterator[Row]) -> str:
 def load(folder: Path, name: str) -> Any:
     """One JSON file of a stage."""
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def updates(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl that tell of a step."""
+    rows = (json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if "loss" in row]
+
+
+def speed(folder: Path) -> str:
+    """Tokens a second: the median step, and the fastest."""
+    found = [row["tokens_per_second"] for row in updates(folder)]
+    return f"{median(found):,.0f} (best {max(found):,.0f})"
 
 
 def minutes(seconds: float) -> str:
@@ -62,24 +75,16 @@ def base(runs: Path) -> str:
 
     def rows() -> Iterator[Row]:
         for stage in ("pretrain", "sft"):
-            record, preflight = load(runs / "base" / stage, "record"), load(runs / "base" / stage, "preflight")
-            first = json.loads((runs / "base" / stage / "metrics.jsonl").read_text().partition("\n")[0])
-            kept, metrics = preflight["kept"], record["metrics"]
-            losses = [f"{value:.2f}" for value in (first["loss"], metrics["loss"], metrics["eval/loss"])]
+            folder = runs / "base" / stage
+            record, preflight = load(folder, "record"), load(folder, "preflight")
             scored = f"{preflight['tokens']['scored'] / 1e6:.2f}"
-            yield (
-                stage,
-                preflight["rows"],
-                kept["train"],
-                dropped(preflight),
-                scored,
-                record["steps"],
-                minutes(record["seconds"]),
-                *losses,
-            )
+            first, metrics = updates(folder)[0], record["metrics"]
+            losses = (f"{value:.2f}" for value in (first["loss"], metrics["loss"], metrics["eval/loss"]))
+            counts = (preflight["rows"], preflight["kept"]["train"], dropped(preflight), scored)
+            yield (stage, *counts, record["steps"], speed(folder), minutes(record["seconds"]), *losses)
 
-    head = ("stage", "rows", "trained on", "dropped", "scored Mtokens a pass", "steps", "time", "first loss", "last loss", "held-out loss")
-    return table(head, rows())
+    sizes, course = ("rows", "trained on", "dropped", "Mtokens scored"), ("steps", "tokens/s", "time")
+    return table(("stage", *sizes, *course, "first loss", "last loss", "held-out loss"), rows())
 
 
 def shape(runs: Path) -> str:
@@ -137,13 +142,15 @@ def training(runs: Path) -> str:
 
     def rows() -> Iterator[Row]:
         for name, title in SETS.items():
-            for method, metric in (("dpo", "rewards/accuracies"), ("reward", "accuracy")):
-                record = load(runs / name / method, "record")
+            for method in ("dpo", "reward"):
+                folder = runs / name / method
+                record = load(folder, "record")
                 found, rate = record["metrics"], record["stage"]["train"]["learning_rate"]
-                fields = (found["loss"], found["eval/loss"], found.get(f"eval/{metric}", float("nan")))
-                yield (title, method, rate, record["steps"], minutes(record["seconds"]), *(f"{value:.3f}" for value in fields))
+                figures = (f"{found[key]:.3f}" for key in ("loss", "eval/loss", "eval/rewards/accuracies"))
+                yield (title, method, rate, record["steps"], speed(folder), minutes(record["seconds"]), *figures)
 
-    return table(("set", "method", "learning rate", "steps", "time", "last loss", "held-out loss", "held-out accuracy in training"), rows())
+    course = ("learning rate", "steps", "tokens/s", "time")
+    return table(("set", "method", *course, "last loss", "held-out loss", "held-out accuracy in training"), rows())
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
