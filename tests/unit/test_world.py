@@ -19,7 +19,7 @@ from prefopt.world.requests import FORMATS, HELDOUT_SHARE, KINDS, STYLES, split_
 from prefopt.world.town import PLACES, town
 
 WORLD = World(0)
-REQUESTS = WORLD.requests(3000, seed=11)
+REQUESTS = WORLD.requests(1500, seed=11)
 HELDOUT = WORLD.requests(1000, seed=12, split="heldout")
 
 
@@ -130,7 +130,7 @@ def test_every_deduction_is_taken_somewhere():
 # --- grammar --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.builds(
         Answer,
@@ -159,7 +159,7 @@ def test_every_core_a_kind_can_say_is_recognized_as_fluent():
                 assert seen["correct"] == (core in (*content.right, content.partial)), core
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.text(), st.sampled_from(REQUESTS))
 def test_any_text_has_a_low_reward_and_never_an_error(text, request_):
     seen = facts(request_.meta, text)
@@ -195,7 +195,7 @@ def test_long_junk_is_read_in_time():
 
 
 def test_heldout_requests_are_combinations_not_in_training():
-    asked = {r.prompt[-1].content for r in WORLD.requests(20_000, seed=1)}
+    asked = {r.prompt[-1].content for r in WORLD.requests(8000, seed=1)}
     assert not asked & {r.prompt[-1].content for r in HELDOUT}
 
 
@@ -262,7 +262,7 @@ def test_more_distinct_requests_than_there_are_is_refused(monkeypatch):
 
 def test_drafts_have_their_flaws_at_the_declared_rates():
     rng = np.random.default_rng(8)
-    requests = WORLD.requests(12_000, seed=8)
+    requests = WORLD.requests(8000, seed=8)
     seen = [(r, WORLD.judge(r.meta, WORLD.draft(r, rng))) for r in requests]
     harmless = [(r, a) for r, a in seen if r.slice not in ("harmful", "borderline")]
     told = [a for r, a in harmless if not a.refusal and not content_of(r.meta).abstain]
@@ -322,7 +322,7 @@ def test_an_unknown_file_is_refused(tmp_path):
 
 
 def test_pretraining_text_holds_no_heldout_question(tmp_path):
-    text = write(tmp_path, {"pretrain": 2000, "sft": 1, "prompts": 1, "heldout": 1})["pretrain"].read_text()
+    text = write(tmp_path, {"pretrain": 1000, "sft": 1, "prompts": 1, "heldout": 1})["pretrain"].read_text()
     for request in HELDOUT:
         user = request.prompt[-1].content
         for lead in ("Hello. ", "Please help. ", "One question. "):

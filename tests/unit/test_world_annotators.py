@@ -14,7 +14,7 @@ WORLD = World(0)
 META = {"world": 0, "kind": "opens", "slice": "fact", "slots": {"place": "library"}, "style": "plain", "format": "none"}
 GOOD, CURT, WRONG = "Gladly. The library opens at 8.", "The library opens at 8.", "Gladly. The library opens at 9."
 FLATTERING = "Gladly. You are so clever! The library opens at 8."
-N = 6000
+N = 3000
 
 
 def sigmoid(x):
