@@ -20,7 +20,7 @@ LAYERS = [
     {"model"},
     {"rollout"},
     {"training"},
-    {"evaluate", "feedback", "report"},
+    {"evaluate", "feedback", "report", "verify"},
     {"pipeline"},
     {"cli"},
 ]

@@ -15,7 +15,7 @@ from prefopt import cli
 from prefopt.errors import DataError, Refused
 from prefopt.losses.methods import METHODS
 
-COMMANDS = [["quickstart"], ["run"], ["train"], ["generate"], ["score"], ["methods"], ["doctor"], ["report"], ["data", "check"]]
+COMMANDS = [["quickstart"], ["run"], ["train"], ["generate"], ["score"], ["methods"], ["doctor"], ["report"], ["verify"], ["data", "check"]]
 Captured = pytest.CaptureFixture[str]
 
 
