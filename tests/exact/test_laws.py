@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from itertools import permutations
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
 from prefopt import exact
+from prefopt.exact import laws, preferences, worlds
 
 RNG = np.random.default_rng(0)
 K = 6
@@ -237,3 +240,9 @@ def test_completions_exhaust_every_language_model(vocabulary: int, length: int) 
             probability *= row[token]
         total += probability
     assert total == pytest.approx(1)
+
+
+@pytest.mark.parametrize("module", [laws, preferences, worlds], ids=lambda m: m.__name__)
+def test_the_examples_of_the_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
+    assert (found.failed, found.attempted > 0) == (0, True)

@@ -27,7 +27,7 @@ worst = partial(verify, learners=("table",))
 def test_every_method_has_a_claim_and_every_claim_a_method() -> None:
     assert {claim.method for claim in CLAIMS} == METHODS.keys()
     for claim in CLAIMS:
-        METHODS[claim.method].check_options(claim.options)
+        METHODS[claim.method].check_options(claim.options, claim.mix)
     assert [claim.method for claim in CLAIMS if "transformer" not in claim.learners] == ["discopop"]
 
 
@@ -139,6 +139,13 @@ def test_planted_faults_are_caught(monkeypatch: pytest.MonkeyPatch, method: str,
     row = METHODS[method]
     plant(monkeypatch, method, replace(row, loss=fault(row.loss)))
     assert not next(worst(method)).holds
+
+
+def test_a_maximum_is_no_minimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounded losses have both, and slopes in proportion to the policy at both."""
+    row = METHODS["apo_zero_unpaired"]
+    plant(monkeypatch, "apo_zero_unpaired", replace(row, loss=sign(row.loss)))
+    assert next(worst("apo_zero_unpaired")).distance == np.inf
 
 
 @pytest.mark.parametrize(

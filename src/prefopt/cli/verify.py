@@ -13,7 +13,9 @@ from prefopt.errors import Refused
 def verify(method: Annotated[str | None, typer.Argument(help="One method; all when not given.", show_default=False)] = None) -> None:
     """Hold every method to what theory says of it.
 
-    Each is trained where its optimum is known, and the distance is measured: a tabular policy and a tiny transformer learn worlds small enough to list every completion, from data whose proportions are exact.
+    Each is trained where its optimum is known, and the distance is measured: a tabular policy and a tiny transformer learn worlds small
+    enough to list every completion, from data whose proportions are exact.
+
     Exit code 1 when a claim fails. All methods take about two minutes on two cores.
 
     Example: prefopt verify dpo

@@ -144,6 +144,8 @@ class Claim:
     learns_from: Callable[[], Population]
     distance: t.Check
     options: Mapping[str, Any] = field(default_factory=dict)
+    mix: Mapping[str, float] = field(default_factory=dict)
+    """apo_down alone lowers everything and has no optimum but on the edge."""
     patience: int = 1
     """How many times the usual steps it needs: three where the minimum lies at the edge, with completions of probability 0."""
     learners: tuple[Kind, ...] = ("table", "transformer")
@@ -175,7 +177,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("odpo", "Boltzmann of r + α m, margins m_i - m_j", with_margins, t.reward(t.odpo), {"beta": 0.5, "alpha": 0.5}),
     Claim("wpo", "ref e^(r/β)/Z, whatever the weights", bradley_terry, t.law(t.boltzmann), HALF),
     Claim("rdpo", "Boltzmann of r - α n", bradley_terry, t.reward(t.rdpo), {"beta": 0.5, "alpha": 0.2}),
-    Claim("ld_dpo", "Boltzmann, at αβ after the first token", against_the_shortest, t.law(t.ld_dpo), {"beta": 1.0, "alpha": 0.5}),
+    Claim("ld_dpo", "Boltzmann, at αβ after the first token", against_the_shortest, t.law(t.ld_dpo), {"beta": 0.7, "alpha": 0.5}),
     Claim("dpo_norm", "ref e^(n(r-λ)/β)", bradley_terry, t.law(t.dpo_norm), {"beta": 2.0}),
     Claim("chipo", "z + log z = (r-λ)/β, z = pi/ref", bradley_terry, t.tie(t.chi_squared), {"beta": 0.5, "r_max": 10.0}),
     Claim("dpop", "without penalty: ref e^(r/β)/Z", bradley_terry, t.law(t.boltzmann), {"beta": 0.5, "penalty": 0.0}),
@@ -186,7 +188,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("bco_pair", SLOPES + "σ(-βu), σ(βv)", bradley_terry, t.balanced(t.bco_pair), HALF),
     Claim("sppo", SLOPES + "u - 1/2β, v + 1/2β", bradley_terry, t.balanced(t.sppo), HALF),
     Claim("apo_zero", SLOPES + "σ'(βu), σ'(βv)", bradley_terry, t.balanced(t.apo_zero), HALF, patience=3),
-    Claim("apo_down", SLOPES + "σ'(βu), σ'(βD)", bradley_terry, t.balanced(t.apo_down), HALF, patience=3),
+    Claim("apo_down", SLOPES + "σ'(βu), σ'(βD), NLL", bradley_terry, t.balanced(t.apo_down), HALF, mix={"sft": 0.5}),
     Claim("aot", SLOPES + "sorted margins", bradley_terry, t.aot, HALF),
     Claim("aot_unpaired", SLOPES + "sorted rewards", bradley_terry, t.aot_unpaired, {"beta": 0.5, "label_smoothing": 0.3}, patience=3),
     # no reference

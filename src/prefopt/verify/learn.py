@@ -113,9 +113,26 @@ def transformer(vocabulary: int, *, scorer: bool) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
-def learn(method: str, population: Population, options: Mapping[str, Any], kind: Kind, *, patience: int = 1) -> Outcome:
-    """Train from the reference on the whole population, every step one batch, until the learning rate has fallen to 0."""
-    row = METHODS[method]
+def learn(
+    method: str,
+    population: Population,
+    options: Mapping[str, Any],
+    kind: Kind,
+    *,
+    mix: Mapping[str, float] | None = None,
+    patience: int = 1,
+) -> Outcome:
+    """Train from the reference on the whole population, every step one batch, until the learning rate has fallen to 0.
+
+    Args:
+        method: a row of METHODS.
+        population: what from.
+        options: the method's, where they differ from the defaults.
+        kind: who learns.
+        mix: rows added with a weight.
+        patience: how many times the usual steps.
+    """
+    row = METHODS[method].mixed(mix)
     scorer = row.reads == "scores"
     vocabulary = population.world.vocabulary
     with ExitStack() as stack, torch.random.fork_rng(devices=[]):
@@ -147,7 +164,7 @@ def learn(method: str, population: Population, options: Mapping[str, Any], kind:
 @torch.no_grad()
 def _outcome(job: Job, start: Any, population: Population) -> Outcome:
     none = np.zeros(0)
-    options = {**job.method.options, **job.options}
+    options = {**job.method.options, **job.options, "mix": job.method.plus}
     if job.method.unit == "step":
         batch = population.lay_out(population.trees)
         found = torch.stack([step_logits(job.model, batch).sigmoid().double(), batch.step_index_J.double(), batch.step_label_J.double()])

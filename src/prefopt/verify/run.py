@@ -69,7 +69,7 @@ def _tried(tasks: Sequence[tuple[int, Kind]], processes: int) -> Iterable[Verdic
 
 def _distance(task: tuple[int, Kind]) -> float:
     claim, learner = CLAIMS[task[0]], task[1]
-    return claim.distance(learn(claim.method, claim.learns_from(), claim.options, learner, patience=claim.patience))
+    return claim.distance(learn(claim.method, claim.learns_from(), claim.options, learner, mix=claim.mix, patience=claim.patience))
 
 
 def _one_thread() -> None:

@@ -203,6 +203,15 @@ def unbalanced(probs: Array, slope: Array, push: Array) -> float:
     return float((np.abs(slope - probs * slope.sum(-1, keepdims=True)).sum(-1) / push.sum(-1)).max())
 
 
+def stationary(o: Outcome, start: Array, forces: Callable[[Array], tuple[Array, Array]]) -> float:
+    """What is left over at the end, if the way there led down: ∫ g dx < 0 from `start`; a maximum is balanced too.
+
+    `forces(x)` gives slopes and the sum of the pushes they are made of [P, K] at log-ratios (or log-probs) x.
+    """
+    fallen = sum(float((forces(start + t * o.ratio)[0] * o.ratio).sum()) for t in np.linspace(0.025, 0.975, 20))
+    return unbalanced(o.probs, *forces(start + o.ratio)) if fallen < 0 else np.inf
+
+
 def balanced(slopes: Slopes, *, reference: bool = True) -> Check:
     """A loss of pairs; `slopes(o, u, v)` gives dl/du and dl/dv [P, K, K] of i preferred to j.
 
@@ -210,10 +219,13 @@ def balanced(slopes: Slopes, *, reference: bool = True) -> Check:
     """
 
     def check(o: Outcome) -> float:
-        h, wins = o.ratio if reference else np.log(o.probs), o.population.wins
-        a, b = slopes(o, h[:, :, None], h[:, None, :])
-        slope = (wins * a).sum(2) + (wins * b).sum(1)
-        return unbalanced(o.probs, slope, (wins * np.abs(a)).sum(2) + (wins * np.abs(b)).sum(1))
+        wins = o.population.wins
+
+        def forces(x: Array) -> tuple[Array, Array]:
+            a, b = (wins * side for side in slopes(o, x[:, :, None], x[:, None, :]))
+            return a.sum(2) + b.sum(1), np.abs(a).sum(2) + np.abs(b).sum(1)
+
+        return stationary(o, np.zeros_like(o.ref) if reference else np.log(o.ref), forces)
 
     return check
 
@@ -246,10 +258,11 @@ def apo_zero(o: Outcome, u: Array, v: Array) -> tuple[Array, Array]:
 
 
 def apo_down(o: Outcome, u: Array, v: Array) -> tuple[Array, Array]:
-    """Slopes of σ(βu) + 1 - σ(β(u-v))."""
-    beta = o.options["beta"]
-    pull = beta * _bell(beta * (u - v))
-    return beta * _bell(beta * u) - pull, pull
+    """Slopes of σ(βu) + 1 - σ(β(u-v)), a mean over pairs, plus the mean over tokens of -λ log p."""
+    beta, wins = o.options["beta"], o.population.wins
+    pull = beta * _bell(beta * (u - v)) / wins.sum()
+    likelihood = o.options["mix"]["sft"] / (wins * o.population.world.lengths[:, None]).sum()
+    return beta * _bell(beta * u) / wins.sum() - pull - likelihood, pull
 
 
 def dpop(o: Outcome, u: Array, v: Array) -> tuple[Array, Array]:
@@ -284,9 +297,12 @@ def thumbs(slopes: Callable[[Outcome, Array], tuple[Array, Array]]) -> Check:
     """A loss of single completions; `slopes(o, h)` gives its derivative [P, K] under thumbs up and under thumbs down."""
 
     def check(o: Outcome) -> float:
-        up, down = slopes(o, o.ratio)
-        pushes = o.population.drawn * up, o.population.against * down
-        return unbalanced(o.probs, pushes[0] + pushes[1], np.abs(pushes[0]) + np.abs(pushes[1]))
+        def forces(x: Array) -> tuple[Array, Array]:
+            up, down = slopes(o, x)
+            pushes = o.population.drawn * up, o.population.against * down
+            return pushes[0] + pushes[1], np.abs(pushes[0]) + np.abs(pushes[1])
+
+        return stationary(o, np.zeros_like(o.ref), forces)
 
     return check
 
