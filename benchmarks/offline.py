@@ -52,7 +52,8 @@ def make_model(folder: Path, size: str) -> None:
     hidden, feed_forward, layers, heads = MODELS[size]
     config = LlamaConfig(
         vocab_size=VOCAB, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads, max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=None, eos_token_id=2, pad_token_id=0,
+        num_key_value_heads=heads, max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=None, eos_token_id=2,
+        pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
@@ -119,26 +120,26 @@ def run_trl(task: str, folder: Path, steps: int, precision: str) -> dict[str, fl
         "save_strategy": "no", "logging_steps": 1, "gradient_checkpointing": False, "max_length": 4096, "optim": "adamw_torch_fused",
         "disable_tqdm": True, "dataloader_pin_memory": False, "train_sampling_strategy": "sequential",
     }  # fmt: skip
-    tokenizer = AutoTokenizer.from_pretrained(folder / "policy")
+    rest = {"processing_class": AutoTokenizer.from_pretrained(folder / "policy"), "callbacks": [Clock()]}
     if task in ("dpo", "dpo_cached"):
         from trl import DPOConfig, DPOTrainer
 
         args = _config(DPOConfig, {**common, "beta": 0.1, "precompute_ref_log_probs": task == "dpo_cached"})
         model, reference = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("policy", "reference"))
-        trainer = DPOTrainer(model, reference, args=args, train_dataset=Dataset.from_list(data), processing_class=tokenizer, callbacks=[Clock()])
+        trainer = DPOTrainer(model, reference, args=args, train_dataset=Dataset.from_list(data), **rest)
     elif task == "reward":
         from trl import RewardConfig, RewardTrainer
 
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1, dtype=torch.float32)
         joined = Dataset.from_list([{"chosen": r["prompt"] + r["chosen"], "rejected": r["prompt"] + r["rejected"]} for r in data])
-        trainer = RewardTrainer(model, args=_config(RewardConfig, common), train_dataset=joined, processing_class=tokenizer, callbacks=[Clock()])
+        trainer = RewardTrainer(model, args=_config(RewardConfig, common), train_dataset=joined, **rest)
     else:
         from trl import SFTConfig, SFTTrainer
 
         model = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
         shaped = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in data])
-        trainer = SFTTrainer(model, args=_config(SFTConfig, common), train_dataset=shaped, processing_class=tokenizer, callbacks=[Clock()])
+        trainer = SFTTrainer(model, args=_config(SFTConfig, common), train_dataset=shaped, **rest)
     trainer.train()
     first = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     return _result(first, stamps[2 * WARM], stamps[-1], steps)
@@ -146,7 +147,7 @@ def run_trl(task: str, folder: Path, steps: int, precision: str) -> dict[str, fl
 
 def _config(kind, options):  # type: ignore[no-untyped-def]
     """A TRL config with those of the options that it knows; an option that matters for fairness must be known."""
-    known = {name for name in kind.__dataclass_fields__}
+    known = set(kind.__dataclass_fields__)
     missing = set(options) - known - {"train_sampling_strategy"}
     if missing:
         raise SystemExit(f"{kind.__name__} of this TRL has no {', '.join(sorted(missing))}")
@@ -250,7 +251,7 @@ def main() -> None:
     import transformers
     import trl
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__, "python": platform.python_version()}
+    versions = {module.__name__: module.__version__ for module in (torch, transformers, trl)} | {"python": platform.python_version()}
     report: dict[str, object] = {"versions": versions, "cores": os.cpu_count(), "gflops": matrix_rate(), "precision": args.precision}
     print(json.dumps(report))
     differences = {task: same_loss(task, args) for task in args.tasks if task != "reward"}  # reward heads are drawn at random
@@ -264,7 +265,8 @@ def main() -> None:
             row = compare(task, profile, args)
             found.append(row)
             spread = f"{row['ratio_low']:.1f} to {row['ratio_high']:.1f}"
-            print(f"{task:12}{profile:15}{row['prefopt']:10.2f}{row['trl']:8.2f}{row['ratio']:8.1f}{spread:>14}{row['memory_ratio']:8.2f}", flush=True)
+            speeds = f"{row['prefopt']:10.2f}{row['trl']:8.2f}{row['ratio']:8.1f}"
+            print(f"{task:12}{profile:15}{speeds}{spread:>14}{row['memory_ratio']:8.2f}", flush=True)
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps({**report, "first_loss_difference": differences, "rows": found}, indent=1) + "\n")
     print(f"written: {args.json}")
