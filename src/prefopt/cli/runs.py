@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,7 @@ def _run(path: Path, settings: list[str], out: Path) -> None:
     finished = run_recipe(load(path, settings), out, typer.echo)
     for outputs in finished.outputs.values():
         if "report" in outputs:
-            typer.echo(f"report: {outputs['report']}")
+            typer.echo(f"report: {os.path.normpath(outputs['report'])}")
 
 
 def recipes() -> Path:
