@@ -58,11 +58,17 @@ def verify(method: str | None = None, *, learners: Sequence[Kind] | None = None,
     yield from _tried(tasks, min(processes, len(tasks)))
 
 
-def _tried(tasks: Sequence[tuple[int, Kind]], processes: int) -> Iterable[Verdict]:
+def _tried(tasks: Sequence[tuple[int, Kind]], processes: int) -> Iterator[Verdict]:
+    """One thread a process: the tensors are small, and threads would wait for one another."""
     if processes <= 1:
-        yield from (Verdict(CLAIMS[n], learner, _distance((n, learner))) for n, learner in tasks)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield from (Verdict(CLAIMS[n], learner, _distance((n, learner))) for n, learner in tasks)
+        finally:
+            torch.set_num_threads(threads)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         distances = pool.map(_distance, tasks)
         yield from (Verdict(CLAIMS[n], learner, distance) for (n, learner), distance in zip(tasks, distances, strict=True))
 
@@ -70,10 +76,6 @@ def _tried(tasks: Sequence[tuple[int, Kind]], processes: int) -> Iterable[Verdic
 def _distance(task: tuple[int, Kind]) -> float:
     claim, learner = CLAIMS[task[0]], task[1]
     return claim.distance(learn(claim.method, claim.learns_from(), claim.options, learner, mix=claim.mix, patience=claim.patience))
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def cores() -> int:
