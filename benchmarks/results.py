@@ -44,10 +44,18 @@ def updates(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "loss" in row]
 
 
-def speed(folder: Path) -> str:
-    """Tokens a second: the median step, and the fastest."""
-    found = [row["tokens_per_second"] for row in updates(folder)]
-    return f"{median(found):,.0f} (best {max(found):,.0f})"
+def course(folder: Path) -> tuple[object, ...]:
+    """Of a training stage: steps, tokens a second (the median step, and the fastest), and the time its tokens take at the median speed.
+
+    Not the time on the clock: a run that was stopped goes on in another process, and a step that was suspended says nothing of speed.
+    """
+    rows, preflight = updates(folder), load(folder, "preflight")
+    kept, found = preflight["kept"], [row["tokens_per_second"] for row in rows]
+    tokens = preflight["tokens"]["packed"] * kept["train"] / sum(kept.values()) * rows[-1]["epoch"]
+    return len(rows), f"{median(found):,.0f} (best {max(found):,.0f})", minutes(tokens / median(found))
+
+
+COURSE = ("steps", "tokens/s", "time at that speed")
 
 
 def minutes(seconds: float) -> str:
@@ -81,10 +89,10 @@ def base(runs: Path) -> str:
             first, metrics = updates(folder)[0], record["metrics"]
             losses = (f"{value:.2f}" for value in (first["loss"], metrics["loss"], metrics["eval/loss"]))
             counts = (preflight["rows"], preflight["kept"]["train"], dropped(preflight), scored)
-            yield (stage, *counts, record["steps"], speed(folder), minutes(record["seconds"]), *losses)
+            yield (stage, *counts, *course(folder), *losses)
 
-    sizes, course = ("rows", "trained on", "dropped", "Mtokens scored"), ("steps", "tokens/s", "time")
-    return table(("stage", *sizes, *course, "first loss", "last loss", "held-out loss"), rows())
+    sizes = ("rows", "trained on", "dropped", "Mtokens scored")
+    return table(("stage", *sizes, *COURSE, "first loss", "last loss", "held-out loss"), rows())
 
 
 def shape(runs: Path) -> str:
@@ -147,10 +155,9 @@ def training(runs: Path) -> str:
                 record = load(folder, "record")
                 found, rate = record["metrics"], record["stage"]["train"]["learning_rate"]
                 figures = (f"{found[key]:.3f}" for key in ("loss", "eval/loss", "eval/rewards/accuracies"))
-                yield (title, method, rate, record["steps"], speed(folder), minutes(record["seconds"]), *figures)
+                yield (title, method, rate, *course(folder), *figures)
 
-    course = ("learning rate", "steps", "tokens/s", "time")
-    return table(("set", "method", *course, "last loss", "held-out loss", "held-out accuracy in training"), rows())
+    return table(("set", "method", "learning rate", *COURSE, "last loss", "held-out loss", "held-out accuracy in training"), rows())
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
