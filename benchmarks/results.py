@@ -27,6 +27,11 @@ JUDGES = {
 Row = Sequence[object]
 
 
+def finished(folder: Path) -> bool:
+    """Whether a stage has ended: only such stages are told of."""
+    return (folder / "outputs.json").exists()
+
+
 def table(head: Row, rows: Iterator[Row]) -> str:
     """A Markdown table; all columns but the first are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
@@ -84,6 +89,8 @@ def base(runs: Path) -> str:
     def rows() -> Iterator[Row]:
         for stage in ("pretrain", "sft"):
             folder = runs / "base" / stage
+            if not finished(folder):
+                continue
             record, preflight = load(folder, "record"), load(folder, "preflight")
             scored = f"{preflight['tokens']['scored'] / 1e6:.2f}"
             first, metrics = updates(folder)[0], record["metrics"]
@@ -111,7 +118,8 @@ def said(runs: Path) -> str:
     """The first greedy answers of the SFT model to held-out questions."""
 
     def rows() -> Iterator[Row]:
-        for line in (runs / "base" / "sample" / "samples.jsonl").read_text(encoding="utf-8").splitlines()[:4]:
+        samples = runs / "base" / "sample" / "samples.jsonl"
+        for line in samples.read_text(encoding="utf-8").splitlines()[:4] if samples.exists() else ():
             row = json.loads(line)
             yield tuple(" ".join(text.split())[:200].replace("|", "\\|") for text in (row["prompt"][-1]["content"], row["completions"][0]))
 
@@ -123,6 +131,8 @@ def data(runs: Path) -> str:
 
     def rows() -> Iterator[Row]:
         for name, title in SETS.items():
+            if not finished(runs / name / "dpo"):
+                continue
             found = load(runs / name / "dpo", "preflight")
             cut = found["facts"].get("prompt cut on the left", {"count": 0})["count"]
             longer = found["chosen_longer"]["tokens"]["share"]
@@ -137,6 +147,8 @@ def accuracy(runs: Path) -> str:
     def rows() -> Iterator[Row]:
         for name, title in SETS.items():
             for i, (stage, judge) in enumerate(JUDGES.items()):
+                if not finished(runs / name / stage):
+                    continue
                 found = load(runs / name / stage, "evaluation")
                 if i == 0:
                     yield (title, "the longer answer", found["n"], found["groups"], measured(figure(found, "longer_is_chosen")))
@@ -152,6 +164,8 @@ def training(runs: Path) -> str:
         for name, title in SETS.items():
             for method in ("dpo", "reward"):
                 folder = runs / name / method
+                if not finished(folder):
+                    continue
                 record = load(folder, "record")
                 found, rate = record["metrics"], record["stage"]["train"]["learning_rate"]
                 figures = (f"{found[key]:.3f}" for key in ("loss", "eval/loss", "eval/rewards/accuracies"))
