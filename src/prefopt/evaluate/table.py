@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prefopt.stats import Interval
+from prefopt.evaluate.rows import Figure, figure, to_json
 
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One row of evaluation.json; `slice` is "all" or a part of the data, `model` whose figure it is."""
-
-    metric: str
-    value: float
-    low: float
-    high: float
-    n: int
-    method: str
-    slice: str
-    model: str
-
-
-def figure(metric: str, interval: Interval, *, model: str, slice: str = "all") -> Figure:
-    """An interval as a row."""
-    return Figure(metric=metric, slice=slice, model=model, **interval._asdict())
+__all__ = ["Figure", "figure", "name_of", "slices", "write", "write_jsonl"]
 
 
 def write(out: Path, *, suite: str, model: str, baseline: str | None, n: int, figures: Iterable[Figure], notes: Mapping[str, Any]) -> None:
     """Write evaluation.json."""
-    found = {"suite": suite, "model": model, "baseline": baseline, "n": n, **notes, "rows": [asdict(f) for f in figures]}
+    found = {"suite": suite, "model": model, "baseline": baseline, "n": n, **notes, "rows": [to_json(f) for f in figures]}
     (out / "evaluation.json").write_text(json.dumps(found, indent=1, default=_plain) + "\n")
 
 

@@ -14,13 +14,20 @@ Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """An estimate and its interval: `n` observations, `method` says how it was made."""
+    """An estimate and its interval: `n` observations, `method` says how it was made.
+
+    `std_error` (nan where the method has none) and `df` are for tests against a bound: (value - bound) / std_error is t with df degrees of
+    freedom, normal where df is infinite.
+    """
 
     value: float
     low: float
     high: float
     n: int
     method: str
+    confidence: float = 0.95
+    std_error: float = math.nan
+    df: float = math.inf
 
 
 def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
@@ -45,7 +52,8 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     low, high = (centre - spread) / scale, (centre + spread) / scale
-    return Interval(p, min(p, max(0.0, low)), max(p, min(1.0, high)), n, "Wilson")  # rounding must not leave p outside at 0 and 1
+    low, high = min(p, max(0.0, low)), max(p, min(1.0, high))  # rounding must not leave p outside at 0 and 1
+    return Interval(p, low, high, n, "Wilson", confidence, math.sqrt(p * (1 - p) / n))
 
 
 def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Interval:
@@ -65,11 +73,11 @@ def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable
     groups = int(codes.max()) + 1
     mean = float(x.mean())
     if groups < 2:
-        return Interval(mean, -math.inf, math.inf, len(x), "one cluster")
+        return Interval(mean, -math.inf, math.inf, len(x), "one cluster", confidence)
     sums = np.bincount(codes, weights=x - mean)
     error = math.sqrt(groups / (groups - 1) * float((sums**2).sum())) / len(x)
     reach = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * error
-    return Interval(mean, mean - reach, mean + reach, len(x), "clustered t" if clusters is not None else "t")
+    return Interval(mean, mean - reach, mean + reach, len(x), "clustered t" if clusters is not None else "t", confidence, error, groups - 1)
 
 
 def bootstrap(
@@ -102,7 +110,8 @@ def bootstrap(
         picked = rng.integers(len(members), size=len(members))
         found[i] = statistic(x[picked] if clusters is None else x[np.concatenate([members[g] for g in picked])])
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(statistic(x), float(low), float(high), len(x), "bootstrap" if clusters is None else "clustered bootstrap")
+    method = "bootstrap" if clusters is None else "clustered bootstrap"
+    return Interval(statistic(x), float(low), float(high), len(x), method, confidence, float(found.std(ddof=1)))
 
 
 def _codes(clusters: Sequence[Hashable] | None, n: int) -> npt.NDArray[np.int64]:
