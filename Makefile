@@ -6,7 +6,7 @@ BENCH := .venv-bench/.ready
 DOCS := .venv-docs/.ready
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: quickstart test check bench docs setup clean
+.PHONY: quickstart test check golden bench docs setup clean
 
 quickstart: $(READY)
 	$(BIN)/prefopt quickstart
@@ -16,6 +16,10 @@ test: $(READY)
 
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# the recorded losses anew: make golden METHODS="dpo kto" REASON="words of the changelog"
+golden: $(READY)
+	$(BIN)/python -m tests.golden.record $(METHODS) $(if $(REASON),--reason "$(REASON)")
 
 # prefopt beside TRL, in an environment of its own; BENCH_ARGS narrows it: make bench BENCH_ARGS="--tasks dpo --profiles hh"
 bench: $(BENCH)
