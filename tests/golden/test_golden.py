@@ -80,15 +80,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(record, "ROOT", tmp_path)
     monkeypatch.setattr(record, "uncommitted", list)
     monkeypatch.setattr(golden, "trajectory", lambda method: {"loss": [1.0, 0.5], "grad_norm": [2.0, 1.0]})
-    (tmp_path / "CHANGELOG.md").write_text(
-        "## Unreleased\n\n### Changes numbers\n\n- DPO halves its\n  loss.\n\n## 0.1\n\n- elsewhere said\n"
-    )
+    (tmp_path / "CHANGELOG.md").write_text("### Changes numbers\n\n- DPO halves its\n  loss.\n\n## 0.1\n\n- elsewhere said\n")
     return tmp_path
 
 
 def test_a_dirty_tree_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "uncommitted", lambda: ["src/prefopt/losses/pairwise.py"])
-    with pytest.raises(SystemExit, match="commit first.*pairwise"):
+    with pytest.raises(SystemExit, match=r"commit first.*pairwise"):
         record.main(["dpo"])
     assert not (folder / "dpo.json").exists()
 
