@@ -46,6 +46,10 @@ class TrainingError(PrefoptError):
     """A run that had to stop: NaN loss, out of memory, disk full."""
 
 
+class RewardError(PrefoptError):
+    """A reward that is wrong itself: no such function, NaN, a wrong number of values, a sandbox that is missing."""
+
+
 class Refused(PrefoptError):
     """A clear "no" of a check (exit code 1)."""
 

@@ -6,7 +6,7 @@ below; a field whose docstring starts with a requirement has none. Everything is
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -138,6 +138,37 @@ class RolloutSettings:
     batch_size: Size = 64
     """Sequences decoded together."""
     seed: Count = 0
+
+
+Verifier = Literal["gold", "arithmetic"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """What rates a sampled answer: every source that is named, times its weight, added up, less the penalties."""
+
+    model: str | None = None
+    """A reward model: a folder or hub name."""
+    function: str | list[str] | None = None
+    """Python functions, "file.py:name" or "module:name", called with prompts, completions and the rows' columns, as lists."""
+    url: str | None = None
+    """An HTTP endpoint that is sent {"prompts": [...], "completions": [...], "rows": [...]} and answers {"rewards": [...]}."""
+    verifier: Verifier | list[Verifier] | None = None
+    """gold, arithmetic: the synthetic world's truth."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a source by its name (model, url, a verifier's or a function's name); 1 where not given."""
+    length_penalty: AtLeast0 = 0.0
+    """Taken off for every token of an answer."""
+    overlong_buffer: Count = 0
+    """Soft overlong penalty (DAPO, arXiv 2503.14476, eq. 13): it grows from 0 to 1 over the last so many tokens below overlong_limit."""
+    overlong_limit: Size | None = None
+    """Tokens at which the soft overlong penalty is whole; rollout.max_new_tokens when not given."""
+    missing_eos: AtLeast0 = 0.0
+    """Taken off an answer that did not end by itself."""
+    timeout: Positive = 10.0
+    """Seconds that one call of a function, an endpoint or a verifier may take."""
+    retries: Count = 1
+    """How often an answer whose judging failed is tried again before it is left unjudged."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,16 @@ def as_text(value: str | Iterable[Message | Mapping[str, Any]]) -> Text:
     return tuple(m if isinstance(m, Message) else _message(**m) for m in value)
 
 
+def plain(text: Text) -> str | list[dict[str, Any]]:
+    """The other way round: a string as it is, messages as the dicts chat templates read."""
+    return text if isinstance(text, str) else [message.to_dict() for message in text]
+
+
+def as_answer(prompt: Text, content: Text) -> Text:
+    """An answer in the form of its prompt: text that answers a conversation is the assistant's turn."""
+    return content if isinstance(prompt, str) or not isinstance(content, str) else (Message("assistant", content),)
+
+
 def _message(role: str, content: str | None = None, **extra: Any) -> Message:
     return Message(role, content or "", extra)
 

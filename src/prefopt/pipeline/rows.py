@@ -15,7 +15,7 @@ import numpy as np
 from prefopt.errors import DataError, OptionError
 from prefopt.pipeline.kinds import LabelOptions
 from prefopt.settings import RolloutSettings
-from prefopt.types import Example, Text
+from prefopt.types import Example, Text, as_answer, plain
 
 if TYPE_CHECKING:
     from prefopt.rollout.policy import Policy, RewardModel
@@ -33,11 +33,6 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
             count += 1
     os.replace(half, path)
     return count
-
-
-def plain(text: Text) -> Any:
-    """A string as it is, messages as the dicts chat templates read."""
-    return text if isinstance(text, str) else [message.to_dict() for message in text]
 
 
 def answers(example: Example) -> list[Text]:
@@ -87,7 +82,7 @@ def scored(
     """
     contents = [answers(example) for example in examples]
     prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
-    flat = [_as_prompted(prompt, content) for prompt, content in zip(prompts, itertools.chain.from_iterable(contents), strict=True)]
+    flat = [as_answer(prompt, content) for prompt, content in zip(prompts, itertools.chain.from_iterable(contents), strict=True)]
     values = iter(_scores(model, reference, beta, prompts, flat))
     for example, row in zip(examples, contents, strict=True):
         ranks = [completion.rank for completion in example.completions]
@@ -107,11 +102,6 @@ def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Text], co
     if reference is not None:
         values = values - np.asarray(reference.logprobs(prompts, contents))
     return [float(value) for value in beta * values]
-
-
-def _as_prompted(prompt: Text, content: Text) -> Any:
-    """An answer in the form of its prompt: text sampled for a conversation is the assistant's turn."""
-    return content if isinstance(prompt, str) or not isinstance(content, str) else [{"role": "assistant", "content": content}]
 
 
 # --- simulated annotators ---------------------------------------------------------------------------------------------

@@ -1,0 +1,39 @@
+"""How judging that fails is tried again, and when it is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from prefopt.rollout.rewards.protocol import Rolled, Verdict
+from prefopt.rollout.worker import WorkerError
+
+GIVE_UP = 4
+"""So many answers that fail one after another, none before them judged, say that the rest would too."""
+
+
+def one_by_one(ask: Callable[[Sequence[Rolled]], list[Verdict]], rolled: Sequence[Rolled], *, retries: int) -> list[Verdict]:
+    """All answers in one call; where it fails each alone, `retries` times more; what fails then has no value and says why."""
+    if not rolled:
+        return []
+    try:
+        return ask(rolled)
+    except WorkerError as error:
+        if len(rolled) == 1 and retries == 0:
+            return [Verdict(None, note=str(error))]
+    found: list[Verdict] = []
+    for answer in rolled:
+        if len(found) >= GIVE_UP and all(verdict.value is None for verdict in found):
+            found.append(Verdict(None, note=f"not tried: the {GIVE_UP} before it failed, the last one with {found[GIVE_UP - 1].note}"))
+        else:
+            found.append(_alone(ask, answer, retries))
+    return found
+
+
+def _alone(ask: Callable[[Sequence[Rolled]], list[Verdict]], answer: Rolled, retries: int) -> Verdict:
+    told = ""
+    for _ in range(1 + retries):
+        try:
+            return ask([answer])[0]
+        except WorkerError as error:
+            told = str(error)
+    return Verdict(None, note=f"{told} (tried {1 + retries} times)" if retries else told)
