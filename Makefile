@@ -26,6 +26,7 @@ bench: $(BENCH)
 	.venv-bench/bin/python benchmarks/offline.py $(BENCH_ARGS)
 
 docs: $(READY) $(DOCS)
+	$(BIN)/python docs/make_methods.py
 	.venv-docs/bin/zensical build --clean --strict
 
 setup: $(READY)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from prefopt.data.read import read
 from prefopt.losses.explain import explain
 from prefopt.losses.methods import METHODS
 from prefopt.pipeline import recipe
+from prefopt.verify import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = re.compile(r"\d{4}\.\d{5}|https?://|\w+\.\w+/")
@@ -74,3 +78,56 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), f"{page} links to {target}"
+
+
+# --- generated pages ----------------------------------------------------------------------------------------------------
+
+
+def generator() -> ModuleType:
+    """docs/make_methods.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("make_methods", ROOT / "docs" / "make_methods.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_of_methods_are_what_the_code_says() -> None:
+    pages = generator().pages()
+    stale = [str(path.relative_to(ROOT)) for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    gone = set((ROOT / "docs" / "methods").glob("*.md")) - pages.keys()
+    assert not stale, f"run `python docs/make_methods.py` and commit what it writes: {stale}"
+    assert not gone, f"pages of methods that are gone: {gone}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_of_a_method_has_its_formula_data_options_and_claims(name: str) -> None:
+    page = generator().page(name, METHODS[name])
+    for part in ("## Formula", "## Command", "## Options", "## Metrics", f"prefopt train {name} "):
+        assert part in page
+    for claim in CLAIMS:
+        if claim.method == name:
+            assert "## What verify shows" in page
+            assert all(f"`{key}=" in page for key in claim.options)
+    assert all(f"| `{option}` |" in page for option in METHODS[name].options)
+
+
+def test_the_example_rows_of_the_pages_are_read_as_their_kind(tmp_path: Path) -> None:
+    """Each row is what its method trains on: sides, labels, ranks, steps."""
+    examples = {}
+    for kind, lines in generator().ROWS.items():
+        examples[kind] = []
+        for n, line in enumerate(lines):
+            path = tmp_path / f"{kind}{n}.jsonl"
+            path.write_text(line + "\n")
+            examples[kind] += read(str(path))
+        assert len(examples[kind]) == len(lines)
+    assert [len(row.completions) for row in examples["pairs"] + examples["margins"]] == [2] * 4
+    assert [row.margin for row in examples["margins"]] == [1.0, 0.25]
+    assert [row.completions[0].label for row in examples["labels"]] == [True, False]
+    assert [[answer.rank for answer in row.completions] for row in examples["rankings"]] == [[0, 1, 2], [0, 1]]
+    assert examples["rankings"][1].completions[0].content == " In Oak Street."
+    assert [row.completions[0].step_labels for row in examples["steps"]] == [(1.0, 1.0), (0.0,)]
+    assert [row.completions for row in examples["prompts"]] == [(), ()]
+    assert [len(row.completions) for row in examples["text"] + examples["demonstrations"]] == [1] * 4

@@ -52,13 +52,13 @@ def _table() -> str:
 
 def _lines(name: str, method: Method) -> list[str]:
     """The page of one method."""
-    options = [f"  {key}={_plain(default)}" for key, default in method.options.items()]
+    options = [f"  {key}={plain(default)}" for key, default in method.options.items()]
     plus = [f"  plus {weight:g} x {row} (mix.{row}={weight:g})" for row, weight in method.plus.items()]
     return [
         name,
         "",
         *([method.about] if method.about else []),
-        _prose(method),
+        prose(method),
         "",
         f"Paper: {method.paper}",
         f"Data: {DATA[method.data]}; reference policy: {'yes' if method.needs_reference else 'no'}",
@@ -69,15 +69,20 @@ def _lines(name: str, method: Method) -> list[str]:
         *(options or ["  none"]),
         *plus,
         "Metrics:",
-        *(f"  {key}: {UNITS_OF_METRICS[key]}" for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))),
+        *(f"  {key}: {text}" for key, text in logged(method)),
     ]
 
 
-def _plain(value: object) -> str:
+def logged(method: Method) -> list[tuple[str, str]]:
+    """Every metric a method logs, and what it is."""
+    return [(key, UNITS_OF_METRICS[key]) for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))]
+
+
+def plain(value: object) -> str:
     """A default as a user would write it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _prose(method: Method) -> str:
+def prose(method: Method) -> str:
     """The loss's docstring without its doctest."""
     return (inspect.getdoc(method.loss) or "").partition("\n>>>")[0].rstrip()

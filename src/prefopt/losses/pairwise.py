@@ -68,7 +68,8 @@ def dpo(
     (z^(α-1) - 1)/(α-1) (alpha; log z as α -> 1, forward KL at α = 0; the paper's own α is 1 - α here).
 
     ln 2 at policy == reference. βD -> ∞: 0; -> -∞: -βD. β -> 0: ln 2. dL/dL_w = -β σ(-βD). Reverse KL is of the D-family, the others
-    are not. e^x goes on as its tangent beyond x = 30.
+    are not. e^x goes on as its tangent beyond x = 30. Beware: the loss also falls while both log-probs sink; watch logps/chosen, and hold
+    it up with mix.sft.
 
     Options:
         divergence: what ties the policy to the reference.
@@ -118,8 +119,8 @@ def robust_dpo(
 
     [-(1-ε) log σ(βD) + ε log σ(-βD)] / (1 - 2ε)  (Ray Chowdhury et al. 2024, arXiv 2403.00409, section 3.1).
 
-    ln 2 at policy == reference. Its mean over flips of rate ε is DPO's loss on clean labels. May be negative: as D -> ∞ it falls
-    with slope -εβ/(1-2ε), without bound. D-family.
+    ln 2 at policy == reference. Its mean over flips of rate ε is DPO's loss on clean labels. D-family. Beware: it may be negative, and as
+    D -> ∞ it falls with slope -εβ/(1-2ε), without bound: on pairs a model can separate, margins grow for ever.
 
     Options:
         label_smoothing: ε in [0, 1/2).
@@ -146,8 +147,8 @@ def exo(
 
     σ(βD) [log σ(βD) - log(1-ε)] + σ(-βD) [log σ(-βD) - log ε]  (Ji et al. 2024, arXiv 2402.00856, EXO-pref, eq. 16).
 
-    Never negative; 0 exactly at βD = log((1-ε)/ε); -½ log(4ε(1-ε)) at policy == reference. D -> ∞: -log(1-ε); -> -∞: -log ε, with
-    vanishing gradients. D-family.
+    Never negative; 0 exactly at βD = log((1-ε)/ε); -½ log(4ε(1-ε)) at policy == reference. D -> ∞: -log(1-ε); -> -∞: -log ε. D-family.
+    Beware: gradients vanish in both tails, so a pair ranked far wrong is left alone.
 
     Options:
         label_smoothing: ε in (0, 1); 0 would be infinite.
@@ -163,8 +164,8 @@ def discopop(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 
     (1-s) sp(-z) + s e^{-z},  z = βD, s = σ(z/τ)  (Lu et al. 2024, arXiv 2406.08414, eq. 5).
 
-    (ln 2 + 1)/2 at policy == reference. Not convex: at τ = 0.05 its slope there is +0.784, so training starts by SHRINKING margins;
-    local minimum at z = -0.1186, local maximum at z = 0.0720. D-family.
+    (ln 2 + 1)/2 at policy == reference. D-family. Beware: it is not convex. At τ = 0.05 its slope there is +0.784, so training starts by
+    SHRINKING margins; local minimum at z = -0.1186, local maximum at z = 0.0720.
 
     Options:
         tau: τ in (0, 1], the width of the gate.
@@ -250,6 +251,7 @@ def ipo(
     the form the authors report using, whose target is in nats per TOKEN (5 at β = 0.1).
 
     1/(4β²) at policy == reference. Population optimum D = (p - 1/2)/β for preference probability p. The summed form is of the D-family.
+    Beware: the two forms aim at margins of different units, so a β tuned for one does not serve the other.
 
     Options:
         length_normalized: per-token means instead of sums; needs both lengths.
@@ -276,7 +278,7 @@ def dpo_norm(
 
     -log σ(β (u/n_w - v/n_l))  (Lambert et al. 2024, arXiv 2411.15124).
 
-    ln 2 at policy == reference; with n_w = n_l = n it is DPO at β/n. β is per nat per TOKEN, hence the larger default.
+    ln 2 at policy == reference; with n_w = n_l = n it is DPO at β/n. Beware: β is per nat per TOKEN, so DPO's usual 0.1 is far too small.
     """
     u, v = _log_ratios(chosen, rejected, ref_chosen, ref_rejected)
     return -F.logsigmoid(beta * (token_mean(u, chosen_len) - token_mean(v, rejected_len)))
@@ -298,6 +300,7 @@ def rdpo(
     -log σ(βD + α (n_w - n_l))  (Park et al. 2024, arXiv 2403.19159). The sign follows from the reward β log(pi/ref) + α n.
 
     sp(-α (n_w - n_l)) at policy == reference; α > 0 weakens the push where the winner is longer; α = 0 is DPO. D-family.
+    Beware: public codes disagree on the sign of α.
 
     Options:
         alpha: reward units per token.
@@ -384,7 +387,7 @@ def sppo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Ten
     (u - 1/(2β))² + (v + 1/(2β))², β the paper's 1/η  (Wu et al. 2024, arXiv 2405.00675, section 3). The reference must be the
     PREVIOUS iterate, and the completions its samples.
 
-    1/(2β²) at policy == reference; 0 at u = 1/(2β), v = -1/(2β).
+    1/(2β²) at policy == reference; 0 at u = 1/(2β), v = -1/(2β). Beware: with a reference other than the sampler the targets are wrong.
     """
     u, v = _log_ratios(chosen, rejected, ref_chosen, ref_rejected)
     target = 1 / (2 * beta)
@@ -407,7 +410,8 @@ def apo_down(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 
     σ(βu) + 1 - σ(βD)  (D'Oosterlinck et al. 2024, arXiv 2408.06266, eq. 8).
 
-    1 at policy == reference, where the gradient on the chosen is exactly 0 and the rejected is pushed down; between 0 and 2.
+    1 at policy == reference, where the gradient on the chosen is exactly 0 and the rejected is pushed down; between 0 and 2. Beware: alone
+    it lowers every answer it sees and has no optimum but at the edge; hold the chosen up with mix.sft.
     """
     u, v = _log_ratios(chosen, rejected, ref_chosen, ref_rejected)
     return (beta * u).sigmoid() + (-beta * (u - v)).sigmoid()
@@ -432,8 +436,8 @@ def chipo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Te
 
     -log σ(clip_{±2R}[β φ(e^u) - β φ(e^v)]),  φ(z) = z + log z  (Huang et al. 2024, arXiv 2407.13399, Algorithm 1).
 
-    ln 2 at policy == reference, with twice DPO's slope; between log(1 + e^{-2R}) and log(1 + e^{2R}); no gradient on clipped pairs.
-    e^x goes on as its tangent beyond x = 30.
+    ln 2 at policy == reference, with twice DPO's slope; between log(1 + e^{-2R}) and log(1 + e^{2R}).
+    e^x goes on as its tangent beyond x = 30. Beware: pairs whose margin is clipped have no gradient.
 
     Options:
         r_max: R, the bound on rewards.
@@ -453,7 +457,8 @@ def aot(
 
     cDPO of βδ,  δ = sort(L_w - L_l) - sort(L_w^ref - L_l^ref)  (Melnyk et al. 2024, arXiv 2406.05882, section 3, paired).
 
-    ln 2 at policy == reference; one pair is cDPO. Sorting couples the pairs: all pairs of an optimizer step belong in one call.
+    ln 2 at policy == reference; one pair is cDPO. Beware: sorting couples the pairs, so all pairs of an optimizer step belong in one call
+    and train.batch_size is part of the objective.
 
     Options:
         label_smoothing: ε in [0, 1).
@@ -472,8 +477,8 @@ def aot_unpaired(
 
     cDPO of βδ,  δ = sort(u) - sort(v)  (Melnyk et al. 2024, arXiv 2406.05882, section 3, unpaired).
 
-    ln 2 at policy == reference; which rejected belongs to which chosen does not matter. Sorting couples the pairs: all pairs of an
-    optimizer step belong in one call.
+    ln 2 at policy == reference; which rejected belongs to which chosen does not matter. Beware: sorting couples the pairs, so all pairs of
+    an optimizer step belong in one call and train.batch_size is part of the objective.
 
     Options:
         label_smoothing: ε in [0, 1).
@@ -494,7 +499,8 @@ def simpo(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejected_len: Te
     -log σ(β (L_w/n_w - L_l/n_l) - γ)  (Meng et al. 2024, arXiv 2405.14734, eq. 6). γ is subtracted from the margin, after β; others
     write it as a ratio γ/β.
 
-    sp(γ) where both have the same mean. Repeating every token k times changes nothing.
+    sp(γ) where both have the same mean. Repeating every token k times changes nothing. Beware: the margin asked for is γ/β nats per TOKEN;
+    β = 0.1 with γ = 0.5 asks for 5.
 
     Options:
         beta: scale of the reward, per nat per token.
@@ -532,7 +538,7 @@ def cpo(
     -log σ(β (L_w - L_l)) - λ L_w  (Xu et al. 2024, arXiv 2401.08417, section 3: the likelihood term is a SUM over tokens);
     length-normalised: -λ L_w/n_w, nearer to TRL's token mean.
 
-    ln 2 - λ L_w where both are equally likely.
+    ln 2 - λ L_w where both are equally likely. Beware: the likelihood term is a sum, so it outweighs the preference on long answers.
 
     Options:
         beta: scale of the margin, per nat.

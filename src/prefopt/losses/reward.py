@@ -19,6 +19,7 @@ def bradley_terry(
 
     ln 2 at a tie. Scores are identified only up to a constant per prompt: adding one to both changes nothing without centering.
     d -> ∞: 0; d -> -∞: -d. With smoothing the minimum lies at d = log((1-ε)/ε). The centering term squares the SUM of both scores.
+    Beware: scores of different prompts cannot be compared.
 
     Args:
         chosen_scores: [N] score of the preferred answer.

@@ -29,7 +29,8 @@ def kto(
     (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7; 1 - σ(x) written as σ(-x)).
 
     λ/2 at policy == reference (z0 = 0). Between 0 and λ; the gradient vanishes in both tails. β -> 0: λ/2. z0 = 0 and λ = 1:
-    `apo_zero_unpaired`. Keep λ_D n_D / (λ_U n_U) within [1, 4/3].
+    `apo_zero_unpaired`. Keep λ_D n_D / (λ_U n_U) within [1, 4/3]. Beware: one step estimates z0; clamped at 0, a noisy estimate is
+    too large on average, so do not make train.batch_size small.
 
     Args:
         policy: [S] summed log-probs of the policy, nats.
