@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.ranks import together
 from tests.worlds import metrics_of, run
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from prefopt.settings import ReferenceSettings
 from tests.worlds import run
 for method in sys.argv[2:]:
     run(Path(sys.argv[1]) / method, method, heldout=5, train={"steps": 3, "save_every": 2})
@@ -27,17 +25,7 @@ METHODS = ("dpo", "kto", "bco", "reward")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "train.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29531", str(folder / "train.py")]
-    root = Path(__file__).parents[2]
-    found = subprocess.run(
-        [*command, str(folder), *METHODS],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(folder)},
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
+    together(folder / "train.py", str(folder), *METHODS)
     return folder
 
 
