@@ -3,6 +3,8 @@
 Importing this loads torch and nothing above it: no model, tokenizer, file or configuration is known here.
 """
 
+from prefopt.losses.advantages import gae, group_advantages, leave_one_out, whiten
+from prefopt.losses.kl import AdaptiveKL, KLBudget, kl_estimate
 from prefopt.losses.listwise import pl_dpo, plackett_luce
 from prefopt.losses.methods import METHODS, Method
 from prefopt.losses.pairwise import (
@@ -33,12 +35,16 @@ from prefopt.losses.pairwise import (
     sppo,
     wpo,
 )
+from prefopt.losses.policy import cispo, dr_grpo, gspo, ppo_clip, reinforce, xpo
 from prefopt.losses.reward import bradley_terry, step_bce
 from prefopt.losses.supervised import dft, nll
 from prefopt.losses.unpaired import apo_zero_unpaired, bco, kto
+from prefopt.losses.value import value_clip
 
 __all__ = [
     "METHODS",
+    "AdaptiveKL",
+    "KLBudget",
     "Method",
     "aot",
     "aot_unpaired",
@@ -50,29 +56,41 @@ __all__ = [
     "bradley_terry",
     "cdpo",
     "chipo",
+    "cispo",
     "cpo",
     "dft",
     "discopop",
     "dpo",
     "dpo_norm",
     "dpop",
+    "dr_grpo",
     "exo",
+    "gae",
+    "group_advantages",
+    "gspo",
     "hinge",
     "ipo",
+    "kl_estimate",
     "kto",
     "ld_dpo",
+    "leave_one_out",
     "nca",
     "nll",
     "odpo",
     "orpo",
     "pl_dpo",
     "plackett_luce",
+    "ppo_clip",
     "rdpo",
+    "reinforce",
     "robust_dpo",
     "rpo",
     "simpo",
     "slic",
     "sppo",
     "step_bce",
+    "value_clip",
+    "whiten",
     "wpo",
+    "xpo",
 ]
