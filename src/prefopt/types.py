@@ -179,6 +179,7 @@ class Batch:
         last_S: index into M of the last token of each sequence, where a reward model is read.
         prompt_S: which tree [0, P) of the batch each sequence belongs to. length_S: scored tokens of each sequence.
         chosen_N, rejected_N: sequences of each preference pair. margin_N: its strength (0 where none is given).
+        tied_N: neither of the pair was preferred; such pairs are there only for methods that learn from ties.
         rank_S, label_S, score_S: what the data says of each sequence (-1, False, nan where nothing).
         step_index_J, step_label_J: index into M of labelled step ends, and their labels.
         index_P: each tree's place in its data set (key of the reference cache).
@@ -196,6 +197,7 @@ class Batch:
     chosen_N: torch.Tensor
     rejected_N: torch.Tensor
     margin_N: torch.Tensor
+    tied_N: torch.Tensor
     rank_S: torch.Tensor
     label_S: torch.Tensor
     score_S: torch.Tensor

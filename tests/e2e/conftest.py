@@ -47,6 +47,7 @@ def rows(kind: str, count: int = 24) -> list[dict[str, Any]]:
                 "text": {"text": f"{prompt[0]['content']} {yes}"},
                 "demonstrations": {"prompt": prompt, "completion": yes},
                 "pairs": {"prompt": prompt, "chosen": yes, "rejected": no, "margin": 0.5 + i % 3},
+                "judgements": {"prompt": prompt, "response_a": yes, "response_b": no, "label": ("a", "tie", "a")[i % 3]},
                 "labels": {"prompt": prompt, "completion": yes if i % 2 else no, "label": bool(i % 2)},
                 "rankings": {"prompt": prompt, "completions": [yes, no, f"{bad}?"], "scores": [2.0, 1.0, 0.5]},
                 "steps": {"prompt": prompt, "completions": [f"It is {good}.", f"Not {bad}."], "labels": [True, bool(i % 2)]},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,6 +36,7 @@ class Row:
     sequences: tuple[Sequence_, ...]
     margin: float = 0.0
     paired: bool = True
+    tied: bool = False
 
 
 def rows(count: int = 5, *, seed: int = 0, completions: int = 2) -> list[Row]:
@@ -61,7 +62,8 @@ def rows(count: int = 5, *, seed: int = 0, completions: int = 2) -> list[Row]:
 
 def rows_for(method: Method, count: int = 5, seed: int = 0) -> list[Row]:
     """Rows of the kind the method reads."""
-    return rows(count, seed=seed, completions={"rankings": 4, "pairs": 2}.get(method.data, 1))
+    made = rows(count, seed=seed, completions={"rankings": 4, "pairs": 2, "judgements": 2}.get(method.data, 1))
+    return [replace(row, tied=method.data == "judgements" and i % 2 == 1) for i, row in enumerate(made)]
 
 
 def view_of(made: Sequence[Row], *, dtype: torch.dtype = torch.float64) -> View:
@@ -89,6 +91,7 @@ def view_of(made: Sequence[Row], *, dtype: torch.dtype = torch.float64) -> View:
         chosen_N=torch.tensor([first[p] for p in pairs], dtype=torch.int64),
         rejected_N=torch.tensor([first[p] + 1 for p in pairs], dtype=torch.int64),
         margin_N=torch.tensor([made[p].margin for p in pairs], dtype=torch.float32),
+        tied_N=torch.tensor([made[p].tied for p in pairs], dtype=torch.bool),
         rank_S=torch.tensor([s.rank for s in flat], dtype=torch.int64),
         label_S=torch.tensor([s.label for s in flat], dtype=torch.bool),
         score_S=torch.zeros(len(flat)),

@@ -22,7 +22,10 @@ REFERENCED = [name for name, method in METHODS.items() if method.needs_reference
 COUPLED = {name for name, method in METHODS.items() if method.coupling == "batch"}
 STOPPED = {"dft", "wpo"}  # a part of the value is not differentiated: gradients are checked against their own formulas
 
-OPPOSITE = {"dpo", "cdpo", "robust_dpo", "ipo", "hinge", "exo", "discopop", "odpo", "wpo", "rdpo", "aot", "reward"}
+OPPOSITE = {"dpo", "cdpo", "robust_dpo", "ipo", "hinge", "exo", "discopop", "odpo", "wpo", "rdpo", "aot", "reward"} | {
+    "reward_ties",
+    "reward_graded",
+}
 """Gradients on chosen and rejected are opposite: functions of the difference alone."""
 
 AT_REFERENCE = {
@@ -132,7 +135,9 @@ def test_what_a_method_does_not_read_cannot_matter(name: str, junk: float) -> No
     method = METHODS[name]
     clean = rows_for(method)
     view, slope = view_of(clean), gradient(method, view_of(clean))
-    unread = {"text": (2,), "demonstrations": (2,), "pairs": (2,), "rankings": (-1,), "labels": (), "steps": ()}[method.data]
+    unread = {"text": (2,), "demonstrations": (2,), "pairs": (2,), "judgements": (2,), "rankings": (-1,), "labels": (), "steps": ()}[
+        method.data
+    ]
     dirty = view_of([with_junk(row, rank, junk) for row in clean for rank in unread] or clean)
     fields = {"logps_T", "ref_logps_T", "scores_S", "step_logits_J", "entropy_T", "collision_T", "kl", "delta"}
     for field in fields - fields_read(name):

@@ -52,7 +52,7 @@ def test_what_a_row_needs() -> None:
     assert METHODS["dpo"].needs == {"chosen", "rejected", "ref_chosen", "ref_rejected"}
     assert METHODS["orpo"].needs == {"chosen", "rejected", "chosen_len", "rejected_len", "logps"}
     assert METHODS["orpo"].units == {"pair", "token"}
-    assert {name for name, m in METHODS.items() if m.needs_margin} == {"odpo"}
+    assert {name for name, m in METHODS.items() if m.needs_margin} == {"odpo", "reward_graded"}
     assert {name for name, m in METHODS.items() if m.needs_collision} == {"wpo"}
     assert not any(METHODS[name].needs_reference for name in ("sft", "simpo", "slic", "cpo", "orpo", "reward", "prm", "reward_ranking"))
     assert METHODS["simpo"].mixed({"dpo": 1.0}).needs_reference
@@ -98,6 +98,8 @@ def test_a_column_is_not_an_option(column: str) -> None:
         ("exo", {"label_smoothing": 0.0}, r"must be in \(0, 1\)"),
         ("cdpo", {"label_smoothing": 1.5}, r"must be in \[0, 1\)"),
         ("reward", {"label_smoothing": -0.1}, r"must be in \[0, 1\)"),
+        ("reward_ties", {"tie_share": 0.0}, r"must be in \(0, 1\)"),
+        ("reward_ties", {"tie_law": "thurstone"}, "expected one of rao_kupper, davidson"),
         ("discopop", {"tau": 0.0}, r"must be in \(0, 1\]"),
         ("ld_dpo", {"alpha": 2.0}, r"must be in \[0, 1\]"),
         ("aot", {"label_smoothing": 1}, r"must be in \[0, 1\)"),
@@ -138,6 +140,7 @@ def test_a_library_user_gets_a_value_error_too() -> None:
         ("kto", {"sft": 0.1}, "sft reads demonstrations"),
         ("dpo", {"reward": 0.1}, "reward reads pairs"),
         ("dpo", {"aot": 0.1}, "couples"),
+        ("reward_ties", {"reward": 0.1}, "reward reads pairs"),
         ("dpo", {"sft": "much"}, "expected a number"),
     ],
 )

@@ -35,7 +35,7 @@ class Pair:
         self.nw, self.nl = len(self.w.logps), len(self.l.logps)
         self.u, self.v = ratio(self.w), ratio(self.l)
         self.D = self.u - self.v
-        self.margin = row.margin
+        self.margin, self.tied = row.margin, row.tied
         self.rw, self.rl = self.w.score, self.l.score
 
 
@@ -55,6 +55,19 @@ def shared(s: Sequence_, m: int, alpha: float) -> float:
 def log_odds(total: float, n: int) -> float:
     p = exp(total / n)
     return log(p / (1 - p))
+
+
+def rao_kupper(d: float, theta: float) -> dict[str, float]:
+    """Win and tie in the form of the paper: strengths and theta."""
+    mine, other = exp(d), 1.0
+    win, loss = mine / (mine + theta * other), other / (other + theta * mine)
+    return {"win": win, "loss": loss, "tie": (theta**2 - 1) * mine * other / ((mine + theta * other) * (theta * mine + other))}
+
+
+def davidson(d: float, nu: float) -> dict[str, float]:
+    mine, other = exp(d), 1.0
+    total = mine + other + nu * math.sqrt(mine * other)
+    return {"win": mine / total, "loss": other / total, "tie": nu * math.sqrt(mine * other) / total}
 
 
 def phi(x: float) -> float:
@@ -87,8 +100,11 @@ PAIRS = {
     "cpo": lambda p: -ls(0.1 * (p.Lw - p.Ll)) - p.Lw,
     "orpo": lambda p: -0.1 * ls(log_odds(p.Lw, p.nw) - log_odds(p.Ll, p.nl)),
     "reward": lambda p: -ls(p.rw - p.rl - p.margin),
+    "reward_ties": lambda p: -log(rao_kupper(p.rw - p.rl, 1.5)["tie" if p.tied else "win"]),  # theta: (1 + 0.2) / (1 - 0.2)
+    "reward_graded": lambda p: -ls(p.rw - p.rl - p.margin),
 }
 SEQUENCES = {
+    "orm": lambda s: -ls(s.score) if s.label else -ls(-s.score),
     "kto": lambda s: 1 - sig(0.1 * (ratio(s) - KL)) if s.label else 1 - sig(0.1 * (KL - ratio(s))),
     "bco": lambda s: -ls(0.1 * ratio(s) - DELTA) if s.label else -ls(DELTA - 0.1 * ratio(s)),
     "apo_zero_unpaired": lambda s: 1 - sig(0.1 * ratio(s)) if s.label else sig(0.1 * ratio(s)),
@@ -205,6 +221,30 @@ def test_bradley_terry_margin_centering_smoothing() -> None:
     d = 1.5 - 0.5 - 0.25
     found = value(losses.bradley_terry, 1.5, 0.5, margin=torch.tensor([0.25]), centering=0.01, label_smoothing=0.2)
     assert found == pytest.approx(-0.8 * ls(d) - 0.2 * ls(-d) + 0.01 * 4.0)
+
+
+@pytest.mark.parametrize("d", [-3.0, 0.0, 0.7])
+@pytest.mark.parametrize(("law", "expected"), [("rao_kupper", rao_kupper), ("davidson", davidson)])
+def test_ties_under_both_laws(law: str, expected: object, d: float) -> None:
+    """tie_share 0.2 is theta = 1.2/0.8 and nu = 0.4/0.8: what was said of two equal answers in one case of five."""
+    probs = expected(d, {"rao_kupper": 1.5, "davidson": 0.5}[law])  # type: ignore[operator]
+    assert sum(probs.values()) == pytest.approx(1.0)
+    for said, scores, tied in (("win", (d, 0.0), False), ("loss", (0.0, d), False), ("tie", (d, 0.0), True)):
+        found = losses.bradley_terry_ties(*(torch.tensor([x], dtype=torch.float64) for x in scores), torch.tensor([tied]), tie_law=law)
+        assert found.item() == pytest.approx(-log(probs[said]))
+    assert expected(0.0, {"rao_kupper": 1.5, "davidson": 0.5}[law])["tie"] == pytest.approx(0.2)  # type: ignore[operator]
+
+
+def test_graded_strength() -> None:
+    m = torch.tensor([1.5], dtype=torch.float64)
+    two = [torch.tensor([x], dtype=torch.float64) for x in (0.9, 0.2)]
+    assert losses.graded(*two, m).item() == pytest.approx(-ls(0.7 - 1.5))
+    assert losses.graded(*two, m, form="scaled").item() == pytest.approx(-1.5 * ls(0.7))
+    assert losses.graded(*two, m, form="soft").item() == pytest.approx(-sig(1.5) * ls(0.7) - sig(-1.5) * ls(-0.7))
+    gap = torch.tensor([1.5], dtype=torch.float64, requires_grad=True)
+    losses.graded(gap, torch.zeros(1, dtype=torch.float64), m, form="soft").backward()
+    assert gap.grad is not None
+    assert abs(gap.grad.item()) < 1e-12  # the minimum is d = m
 
 
 def test_published_constants() -> None:

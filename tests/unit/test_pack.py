@@ -14,7 +14,7 @@ from prefopt.pack.tree import pack, pad, ranked_pairs
 from prefopt.types import Branch, TokenTree
 from tests.tiny import pair_trees, random_trees
 
-RAGGED = ("target_T", "sequence_T", "prompt_S", "length_S", "chosen_N", "rejected_N", "margin_N", "rank_S", "label_S", "index_P")
+RAGGED = ("target_T", "sequence_T", "prompt_S", "length_S", "chosen_N", "rejected_N", "margin_N", "tied_N", "rank_S", "label_S", "index_P")
 
 
 def test_both_layouts_have_the_same_ragged_columns() -> None:
@@ -58,6 +58,9 @@ def test_a_first_token_that_nothing_precedes_is_not_scored() -> None:
 def test_pairs_come_from_unequal_ranks_and_ties_give_none() -> None:
     ranked = [_branch(3, rank=1), _branch(4, rank=0), _branch(5, rank=1), _branch(6, rank=2), _branch(7, rank=None)]
     assert ranked_pairs(ranked) == [(1, 0), (1, 2), (1, 3), (0, 3), (2, 3)]
+    assert ranked_pairs(ranked, "judged") == [(1, 0), (1, 2), (1, 3), (0, 2), (0, 3), (2, 3)]
+    batch = pack([TokenTree(prompt=_ids(1), branches=tuple(ranked))], pairs="judged")
+    assert batch.tied_N.tolist() == [False, False, False, True, False, False]
     assert ranked_pairs(ranked, "best_worst") == [(1, 3)]
     assert ranked_pairs([_branch(3, rank=0), _branch(4, rank=0)]) == []
     assert ranked_pairs([_branch(3, rank=0), _branch(4, rank=0)], "best_worst") == []

@@ -162,6 +162,14 @@ def test_ties_are_counted_and_left_out_without_a_bound(make: Maker, data: str) -
         make([tie], data)
 
 
+def test_ties_reach_methods_that_learn_from_them(make: Maker) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y"}
+    ready = make([{**row, "label": label} for label in ("tie", "a", "b")], "judgements")
+    assert not ready.preflight.dropped
+    assert [[branch.rank for branch in tree.branches] for tree in ready.train] == [[0, 0], [0, 1], [0, 1]]
+    assert METHODS["reward_ties"].data == "judgements"
+
+
 @pytest.mark.parametrize(
     ("row", "data", "says"),
     [
@@ -328,7 +336,7 @@ def test_check_collects_bad_rows_and_goes_on(make: Maker) -> None:
     assert "columns        prompt, chosen, rejected" in table
     assert "d.jsonl:2: 'chosen' is a number (3)" in table
     assert "no known layout has the columns 'zzz'" in table
-    assert "fits methods that learn from demonstrations, pairs, rankings, labels" in table
+    assert "fits methods that learn from demonstrations, pairs, judgements, rankings, labels" in table
     assert "tokens" not in found.to_dict()["tokens"]
     with_tokens = check(path, renderer=make.renderer, max_length=40, chat=True)
     assert any("control token" in str(problem) for problem in with_tokens.problems)

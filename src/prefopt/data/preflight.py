@@ -36,6 +36,7 @@ FITS: Mapping[str, tuple[str, ...]] = {
     "text": ("text", "demonstrations"),
     "demonstrations": ("text", "demonstrations", "pairs", "rankings"),
     "pairs": ("pairs", "rankings"),
+    "judgements": ("pairs", "rankings"),
     "rankings": ("pairs", "rankings"),
     "labels": ("labels", "pairs"),
     "steps": ("steps",),

@@ -36,7 +36,7 @@ from prefopt.losses.pairwise import (
     wpo,
 )
 from prefopt.losses.policy import cispo, dr_grpo, gspo, ppo_clip, reinforce, xpo
-from prefopt.losses.reward import bradley_terry, step_bce
+from prefopt.losses.reward import bradley_terry, bradley_terry_ties, graded, outcome_bce, step_bce
 from prefopt.losses.supervised import dft, nll
 from prefopt.losses.unpaired import apo_zero_unpaired, bco, kto
 from prefopt.losses.value import value_clip
@@ -54,6 +54,7 @@ __all__ = [
     "bco",
     "bco_pair",
     "bradley_terry",
+    "bradley_terry_ties",
     "cdpo",
     "chipo",
     "cispo",
@@ -66,6 +67,7 @@ __all__ = [
     "dr_grpo",
     "exo",
     "gae",
+    "graded",
     "group_advantages",
     "gspo",
     "hinge",
@@ -78,6 +80,7 @@ __all__ = [
     "nll",
     "odpo",
     "orpo",
+    "outcome_bce",
     "pl_dpo",
     "plackett_luce",
     "ppo_clip",

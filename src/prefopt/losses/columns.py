@@ -127,6 +127,7 @@ COLUMNS: dict[str, Column] = {
     "chosen_scores": _score("chosen_N"),
     "rejected_scores": _score("rejected_N"),
     "margin": lambda view: view.batch.margin_N.float(),
+    "tied": lambda view: view.batch.tied_N,
     # sequences [S]
     "policy": _totals("logps_T", ""),
     "reference": _totals("ref_logps_T", ""),
@@ -176,6 +177,7 @@ def probe(reference: bool = True, *, steps: bool | None = None) -> View:
         chosen_N=one,
         rejected_N=one + 1,
         margin_N=torch.zeros(1),
+        tied_N=torch.zeros(1, dtype=torch.bool),
         rank_S=two,
         label_S=two == 0,
         score_S=torch.zeros(2),

@@ -14,6 +14,7 @@ DATA = {
     "text": "plain text (rows with `text`)",
     "demonstrations": "prompts and answers (`prompt` + `completion`, or `messages`)",
     "pairs": "preference pairs (`prompt` + `chosen` + `rejected`; rankings give pairs too)",
+    "judgements": "preference pairs and ties (`prompt` + `response_a` + `response_b` + `label` a, b or tie; rankings give them too)",
     "labels": "thumbs up and down (`prompt` + `completion` + `label`)",
     "rankings": "rankings (`prompt` + `completions` + `scores` or `ranks`)",
     "steps": "answers with labelled steps (`prompt` + `completions` + `labels`)",

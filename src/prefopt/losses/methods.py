@@ -25,7 +25,7 @@ from prefopt.losses.reduce import Term
 from prefopt.types import Stat
 
 Unit = Literal["token", "sequence", "pair", "list", "step"]
-Data = Literal["text", "demonstrations", "pairs", "labels", "rankings", "steps"]
+Data = Literal["text", "demonstrations", "pairs", "judgements", "labels", "rankings", "steps"]
 Coupling = Literal["", "mismatched_kl", "reward_shift", "batch"]
 
 
@@ -224,6 +224,9 @@ METHODS: dict[str, Method] = {
     "pl_dpo": Method(listwise.pl_dpo, "list", "rankings", "2305.18290 eq. 20", 5e-7),
     # reward models
     "reward": Method(reward.bradley_terry, "pair", "pairs", "2203.02155 eq. 1", 1e-5, reads="scores", columns={"margin": "margin"}),
+    "reward_ties": Method(reward.bradley_terry_ties, "pair", "judgements", "2410.05328", 1e-5, reads="scores"),
+    "reward_graded": Method(reward.graded, "pair", "pairs", "2410.01257 eq. 3", 1e-5, reads="scores", columns={"strength": "margin"}),
     "reward_ranking": Method(listwise.plackett_luce, "list", "rankings", "2301.11270", 1e-5, reads="scores"),
+    "orm": Method(reward.outcome_bce, "sequence", "labels", "2110.14168 sec. 4.2", 1e-5, reads="scores"),
     "prm": Method(reward.step_bce, "step", "steps", "2305.20050", 1e-5, reads="scores", columns=STEPS),
 }

@@ -65,7 +65,8 @@ def of_scores(view: View) -> dict[str, Stat]:
         if view.scores_S is not None:
             totals["scores/mean"] = _total(COLUMNS["scores"](view))
             if view.batch.pairs:
-                totals |= _pairs(COLUMNS["chosen_scores"](view), COLUMNS["rejected_scores"](view))
+                won = ~view.batch.tied_N
+                totals |= _pairs(COLUMNS["chosen_scores"](view)[won], COLUMNS["rejected_scores"](view)[won])
         return _stats(totals)
 
 

@@ -16,7 +16,8 @@ import torch
 
 from prefopt.types import Batch, Branch, Completion, IntArray, TokenTree, TreeSpan
 
-Pairs = Literal["all", "best_worst"]
+Pairs = Literal["all", "best_worst", "judged"]
+"""Which pairs a ranking gives: all of unequal ranks, the best against the worst, or all, ties among them."""
 
 
 class _Place(NamedTuple):
@@ -31,7 +32,7 @@ def pack(trees: Sequence[TokenTree], *, pairs: Pairs = "all") -> Batch:
 
     Args:
         trees: at least one tree with at least one branch each.
-        pairs: which pairs a ranking of K > 2 gives: every pair of unequal ranks, or the best against the worst.
+        pairs: which pairs a ranking of K > 2 gives.
 
     Returns:
         A batch with `spans` and B = 1.
@@ -84,7 +85,7 @@ def _columns(trees: Sequence[TokenTree], places: Sequence[_Place], pairs: Pairs)
     targets = [branch.ids[at] for at, branch in zip(scored, branches, strict=True)]
     lengths = np.array([len(at) for at in scored])
     steps = [place.first + np.array(b.step_ends, dtype=np.int64) for b, place in zip(branches, places, strict=True)]
-    chosen, rejected, margins = _pair_columns(trees, pairs)
+    chosen, rejected, margins, tied = _pair_columns(trees, pairs)
     return {
         "source_T": _long(np.concatenate(sources)),
         "target_T": _long(np.concatenate(targets)),
@@ -95,6 +96,7 @@ def _columns(trees: Sequence[TokenTree], places: Sequence[_Place], pairs: Pairs)
         "chosen_N": _long(chosen),
         "rejected_N": _long(rejected),
         "margin_N": torch.tensor(margins, dtype=torch.float32),
+        "tied_N": torch.tensor(tied, dtype=torch.bool),
         "rank_S": _long([-1 if b.rank is None else b.rank for b in branches]),
         "label_S": torch.tensor([bool(b.label) for b in branches]),
         "score_S": torch.tensor([float("nan") if b.score is None else b.score for b in branches], dtype=torch.float32),
@@ -110,25 +112,27 @@ def _scored(branch: Branch, place: _Place) -> np.ndarray:
     return at if place.predictor >= 0 else at[at > 0]
 
 
-def _pair_columns(trees: Sequence[TokenTree], pairs: Pairs) -> tuple[list[int], list[int], list[float]]:
-    """Sequence numbers of (chosen, rejected) and margins for every pair of unequal ranks of each tree."""
+def _pair_columns(trees: Sequence[TokenTree], pairs: Pairs) -> tuple[list[int], list[int], list[float], list[bool]]:
+    """Sequence numbers of (chosen, rejected), margins and ties of the pairs of each tree."""
     chosen: list[int] = []
     rejected: list[int] = []
     margins: list[float] = []
+    tied: list[bool] = []
     base = 0
     for tree in trees:
         for better, worse in ranked_pairs(tree.branches, pairs):
             chosen.append(base + better)
             rejected.append(base + worse)
             margins.append(0.0 if tree.margin is None else tree.margin)
+            tied.append(tree.branches[better].rank == tree.branches[worse].rank)
         base += len(tree.branches)
-    return chosen, rejected, margins
+    return chosen, rejected, margins, tied
 
 
 def ranked_pairs(branches: Sequence[Branch | Completion], pairs: Pairs = "all") -> list[tuple[int, int]]:
-    """(better, worse) branch numbers of a tree, ties left out; best first, then by the worse one's rank."""
+    """(better, worse) branch numbers of a tree, ties left out unless `judged`; best first, then by the worse one's rank."""
     ranked = sorted((b.rank, i) for i, b in enumerate(branches) if b.rank is not None)
-    found = [(i, j) for n, (rank_i, i) in enumerate(ranked) for rank_j, j in ranked[n + 1 :] if rank_i < rank_j]
+    found = [(i, j) for n, (rank_i, i) in enumerate(ranked) for rank_j, j in ranked[n + 1 :] if pairs == "judged" or rank_i < rank_j]
     if pairs == "best_worst":
         return [(ranked[0][1], ranked[-1][1])] if found else []
     return found

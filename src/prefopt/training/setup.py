@@ -59,6 +59,8 @@ class Setup:
             OptionError: an option that would be ignored or cannot work.
         """
         METHODS[self.method].check_options(self.options, self.mix)
+        if self.row.data == "judgements" and self.pairs != "all":
+            raise OptionError(f"{self.method} learns from every pair, ties among them", where="data.pairs", fix="leave data.pairs out")
         asked = self.reference != ReferenceSettings()
         if asked and not self.row.needs_reference:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
@@ -94,7 +96,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
     model.model.train()
     if setup.train.compile:
         compile_layers(base_of(model.model))
-    lay_out = stack.enter_context(model.laid_out(layout, setup.pairs))
+    lay_out = stack.enter_context(model.laid_out(layout, "judged" if setup.row.data == "judgements" else setup.pairs))
     micros = micro_batches(trees, setup.train.micro_tokens, padded=layout == "padded")
     reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.row.needs_reference else None
     job = Job(

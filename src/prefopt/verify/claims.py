@@ -1,7 +1,8 @@
 """CLAIMS: for every row of METHODS what it must learn, and the population from which it must.
 
-Two worlds of two prompts and fifteen completions. In `MANY` answers have four levels of strength; in `TWO` they are good (3) or bad (1),
-where losses that are no likelihood of Bradley-Terry have closed forms too. Each answer is compared with six others.
+Worlds of two prompts and fifteen completions. In `MANY` answers have four levels of strength; in `TWO` they are good (3) or bad (1),
+where losses that are no likelihood of Bradley-Terry have closed forms too; in `FAR` both strengths are squares (4, 1). Each answer is
+compared with six others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from prefopt.verify.population import Counts, Population
 
 PROMPTS = ((1, 2), (2, 1))
 MANY = World(PROMPTS, 3, 3, ((3, 1, 4, 2, 1, 4, 2, 3, 1, 2, 4, 3, 1, 2, 3), (2, 4, 1, 3, 3, 1, 2, 4, 1, 3, 2, 1, 4, 2, 1)))
+FAR = World(PROMPTS, 3, 3, ((4, 1, 1, 4, 1, 4, 4, 1, 1, 4, 1, 1, 4, 1, 4), (1, 4, 4, 1, 4, 4, 1, 1, 4, 1, 1, 4, 1, 4, 1)))
 TWO = World(PROMPTS, 3, 3, ((3, 1, 1, 3, 1, 3, 3, 1, 1, 3, 1, 1, 3, 1, 3), (1, 3, 3, 1, 3, 3, 1, 1, 3, 1, 1, 3, 1, 3, 1)))
 
 
@@ -53,6 +55,19 @@ def with_margins() -> Population:
     """Bradley-Terry with margins m_i - m_j, m counting up and down over the completions."""
     margin = np.array([[k % 3 for k in range(15)], [k % 2 for k in range(15)]])
     return drawn.pairs(MANY, compared(MANY) * _strengths(MANY)[0], margin)
+
+
+def rao_kupper() -> Population:
+    """Rao and Kupper's law with theta 2: i beats j s_i (s_j + 2 s_i) times, and 3 s_i s_j times it is a tie."""
+    mine, other = _strengths(MANY)
+    return drawn.pairs(MANY, compared(MANY) * mine * (other + 2 * mine), ties=np.triu(compared(MANY)) * 3 * mine * other)
+
+
+def davidson() -> Population:
+    """Davidson's law with nu 1: i beats j s_i times, and sqrt(s_i s_j) times it is a tie."""
+    mine, other = _strengths(FAR)
+    ties = np.sqrt(mine * other).astype(np.int64)
+    return drawn.pairs(FAR, compared(FAR) * mine, ties=np.triu(compared(FAR)) * ties)
 
 
 def against_the_shortest() -> Population:
@@ -204,6 +219,11 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("pl_dpo", OPTIMUM, rankings, t.law(t.boltzmann), HALF),
     Claim("reward", "log s + margin, up to a constant", with_margins, t.scores),
     Claim("reward_ranking", "log s, up to a constant", rankings, t.scores, patience=2),
+    Claim("reward_ties", "Rao-Kupper, theta 2: log s", rao_kupper, t.scores, {"tie_share": 1 / 3}),
+    Claim("reward_ties", "Davidson, nu 1: log s", davidson, t.scores, {"tie_share": 1 / 3, "tie_law": "davidson"}, patience=3),
+    Claim("reward_graded", "log s + margin, up to a constant", with_margins, t.scores),
+    Claim("reward_graded", "soft: the margins themselves", with_margins, t.margins, {"form": "soft"}),
+    Claim("orm", "the log-odds of thumbs up", thumbs, t.log_odds),
     Claim("prm", "the share of right steps at each prefix", steps, t.step_shares, patience=3),
 )
 """h is log pi/ref of a completion (u of a chosen, v of a rejected one), n its tokens, p how often good beats bad, and λ what makes a law

@@ -73,7 +73,7 @@ class Population:
         """The batch of some draws, over the row; as `pack` makes it but for the positions."""
         key = tuple((tree.index, id(tree.branches[0])) for tree in trees)
         if key not in self._batches:
-            batch = pack(trees)
+            batch = pack(trees, pairs="judged")
             place = torch.tensor([self.places[prefix] for prefix in _prefixes(trees)])
             moved: dict[str, Any] = {name: place[getattr(batch, name)] for name in ("source_T", "last_S", "step_index_J")}
             row = self._row
@@ -87,13 +87,18 @@ def demonstrations(world: World, drawn: Counts) -> Population:
     return Population(world, _trees(world, draws), drawn=drawn)
 
 
-def pairs(world: World, wins: Counts, margin: Counts | None = None) -> Population:
-    """Preferences i over j, `wins` of each."""
+def pairs(world: World, wins: Counts, margin: Counts | None = None, ties: Counts | None = None) -> Population:
+    """Preferences i over j, `wins` of each, and `ties` of i with j."""
     strength = np.zeros(wins.shape[:2], dtype=np.int64) if margin is None else margin
     trees = [
         replace(tree, margin=float(strength[p, i] - strength[p, j]))
         for p, i, j in np.argwhere(wins)
         for tree in [_tree(world, p, [_branch(world, i, rank=0), _branch(world, j, rank=1)], 0)] * int(wins[p, i, j])
+    ]
+    trees += [
+        tree
+        for p, i, j in np.argwhere(ties if ties is not None else np.zeros((0, 0, 0)))
+        for tree in [_tree(world, p, [_branch(world, i, rank=0), _branch(world, j, rank=0)], 0)] * int(ties[p, i, j])  # type: ignore[index]
     ]
     return Population(world, tuple(replace(tree, index=n) for n, tree in enumerate(trees)), wins=wins, margin=strength)
 

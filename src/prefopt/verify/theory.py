@@ -378,6 +378,17 @@ def scores(o: Outcome) -> float:
     return float(np.abs(error - error.mean(-1, keepdims=True)).max())
 
 
+def margins(o: Outcome) -> float:
+    """Largest difference to the margins alone, each prompt's mean set to 0."""
+    error = o.scores - o.population.margin
+    return float(np.abs(error - error.mean(-1, keepdims=True)).max())
+
+
+def log_odds(o: Outcome) -> float:
+    """Largest difference to log(up / down), constant and all."""
+    return float(np.abs(o.scores - np.log(o.population.drawn / o.population.against)).max())
+
+
 def step_shares(o: Outcome) -> float:
     """Largest difference between the expected share of right steps and the share in the data, over prefixes."""
     found, place, label = o.steps
