@@ -40,6 +40,10 @@ ROWS = {
         '{"prompt": "When does the library open?", "chosen": " At 8.", "rejected": " I am not sure.", "margin": 1.0}',
         '{"prompt": "Where is it?", "chosen": " In Oak Street.", "rejected": " In Oak Street, I think.", "margin": 0.25}',
     ),
+    "judgements": (
+        '{"prompt": "When does the library open?", "response_a": " At 8.", "response_b": " I am not sure.", "label": "a"}',
+        '{"prompt": "Where is it?", "response_a": " In Oak Street.", "response_b": " It is in Oak Street.", "label": "tie"}',
+    ),
     "labels": (
         '{"prompt": "When does the library open?", "completion": " At 8.", "label": true}',
         '{"prompt": "Where is it?", "completion": " Somewhere.", "label": false}',
@@ -76,9 +80,9 @@ QUESTIONS: tuple[tuple[str, str, str, Choice], ...] = (
         "simpo",
         lambda m: m.data == "pairs" and m.reads == "logps" and not m.needs_reference,
     ),
-    ("Thumbs", "I have thumbs up and down", "kto", lambda m: m.data == "labels"),
+    ("Thumbs", "I have thumbs up and down", "kto", lambda m: m.data == "labels" and m.reads == "logps"),
     ("Rankings", "I have rankings of several answers", "pl_dpo", lambda m: m.data == "rankings" and m.reads == "logps"),
-    ("A score", "I have pairs or rankings, and want a score", "reward", lambda m: m.data in ("pairs", "rankings") and m.reads == "scores"),
+    ("A score", "I want a score of an answer", "reward", lambda m: m.reads == "scores" and m.data != "steps"),
     ("Steps", "I have solutions with each step marked right or wrong", "prm", lambda m: m.data == "steps"),
     ("A verifier or a reward", "I have prompts, and a verifier or a reward model", "grpo", lambda m: m.data == "prompts"),
     ("Others", "Something else", "", lambda m: True),
