@@ -48,6 +48,7 @@ def _shaped(data: str, tree: TokenTree, index: int) -> TokenTree:
     better, worse = tree.branches
     branches = {
         "pairs": (better, worse),
+        "judgements": (better, replace(worse, rank=int(index % 3 > 0))),
         "rankings": (better, worse, replace(worse, ids=worse.ids[::-1].copy(), rank=2)),
         "labels": ((better, worse)[index % 2],),
         "steps": (replace(better, rank=None, step_ends=(0, len(better.ids) - 1), step_labels=(1.0, 0.0)),),
