@@ -103,7 +103,7 @@ def figure(metric: str, value: float, reach: float, *, model: str = "dpo", part:
 
 
 def world_figures(gain: float = 0.4) -> list[dict[str, Any]]:
-    found = [figure("gold_gain", gain, 0.07), figure("win_rate", 0.5 + gain / 2, 0.05), figure("kl", 3.1, 0.4)]
+    found = [{**figure("gold", gain, 0.07), "difference_from": "sft"}, figure("win_rate", 0.5 + gain / 2, 0.05), figure("kl", 3.1, 0.4)]
     for part in ("all", *SLICES):
         here = 0.0 if part == "all" else 0.15 * math.sin(len(part) * 1.7)
         reach, n = (0.05, 300) if part == "all" else (0.13, 50)

@@ -172,6 +172,29 @@ class RewardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """Who says which of two answers is better."""
+
+    by: Literal["auto", "gold", "reward", "ai", "labels", "annotator"] = "auto"
+    """gold: the synthetic world's own reward; reward: a reward model; ai: a language model behind a server; labels: people's, in the
+    data; annotator: a simulated one. auto is reward where path is given, ai where url is, else gold."""
+    path: str | None = None
+    """The reward model."""
+    url: str | None = None
+    """An OpenAI-compatible server, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY."""
+    model: str | None = None
+    """The model to ask there."""
+    criteria: str = "Prefer the answer that is more helpful, correct and honest. Length alone is no merit."
+    """What the AI judge is told to look for."""
+    workers: Size = 4
+    """Questions asked at once."""
+    timeout: Positive = 60.0
+    """Seconds to wait for an answer."""
+    annotator: str = "easy"
+    """Which simulated annotator: gold, brisk, polite, easy (prefopt.world.ANNOTATORS)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackSettings:
     """Where metrics go besides metrics.jsonl."""
 

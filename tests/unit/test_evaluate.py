@@ -2,84 +2,154 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from prefopt.errors import DataError
-from prefopt.evaluate import pairs, world
-from prefopt.rollout.sampler import Sample
-from prefopt.settings import RolloutSettings
+from prefopt.errors import DataError, OptionError
+from prefopt.evaluate import pairs, shift, suites, table
+from prefopt.pipeline.kinds import SuiteName
+from prefopt.settings import DataSettings, JudgeSettings
 from prefopt.types import Completion, Example, TokenTree
 from prefopt.world import World
+from tests.benches import Scripted, bench_of, figures_in, rows_of
 from tests.worlds import language_model
 
 WORLD = World(0)
 REQUESTS = WORLD.requests(60, seed=5, split="heldout")
 
 
-class Scripted:
-    """A policy whose answers are given, with log-probs that differ by a constant a token."""
-
-    def __init__(self, name: str, answers: list[str], logp: float = -1.0) -> None:
-        self.path, self.answers, self.logp, self.renderer = f"runs/x/{name}/model", answers, logp, self
-
-    def sample(self, prompts: Any, settings: RolloutSettings) -> list[list[Sample]]:
-        empty = np.zeros(3, np.float32)
-        return [[Sample(ids=np.arange(3, dtype=np.int32), logps=empty, text=text, finished=True)] for text in self.answers]
-
-    def prompt_ids(self, prompt: Any) -> np.ndarray:
-        return np.arange(2, dtype=np.int32)
-
-    def tree_logprobs(self, trees: Any) -> list[float]:
-        return [self.logp * len(tree.branches[0].ids) for tree in trees]
+@pytest.mark.parametrize("module", [shift, table])
+def test_examples_run(module: Any) -> None:
+    assert doctest.testmod(module).failed == 0
 
 
-def rows() -> list[Example]:
-    return [Example(prompt=request.prompt, meta=request.meta, where=f"heldout.jsonl:{i + 1}") for i, request in enumerate(REQUESTS)]
-
-
-def figures(out: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    found = json.loads((out / "evaluation.json").read_text())
-    return {(row["metric"], row["model"], row["slice"]): row for row in found["rows"]}
+def test_the_recipe_knows_every_suite() -> None:
+    assert set(get_args(SuiteName)) == {*suites.SUITES, *suites.GROUPS}
 
 
 def test_ideal_answers_beat_drafts_by_the_gold_reward(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ideal, drafts = [WORLD.ideal(r) for r in REQUESTS], [WORLD.draft(r, rng) for r in REQUESTS]
-    told = world.evaluate(Scripted("dpo", ideal), Scripted("sft", drafts, -2.0), rows(), rollout=RolloutSettings(), seed=0, out=tmp_path)
-    found = figures(tmp_path)
-    assert found["gold", "dpo", "all"]["value"] == pytest.approx(1.0)
+    told = suites.run("world", bench_of(tmp_path, Scripted("dpo", ideal), Scripted("sft", drafts, -2.0), rows=rows_of(REQUESTS)))
+    found = figures_in(tmp_path)
+    assert found["gold", "dpo", "all", ""]["value"] == pytest.approx(1.0)
     gold = [WORLD.gold(r.meta, text) for r, text in zip(REQUESTS, drafts, strict=True)]
-    assert found["gold", "sft", "all"]["value"] == pytest.approx(np.mean(gold))
-    assert found["gold", "sft", "all"]["low"] < np.mean(gold) < found["gold", "sft", "all"]["high"]
+    assert found["gold", "sft", "all", ""]["value"] == pytest.approx(np.mean(gold))
+    assert found["gold", "sft", "all", ""]["low"] < np.mean(gold) < found["gold", "sft", "all", ""]["high"]
     ties = sum(value == 1.0 for value in gold)
-    assert found["win_rate", "dpo", "all"]["value"] == pytest.approx((len(gold) - ties / 2) / len(gold))
-    assert found["gold_gain", "dpo", "all"]["value"] == pytest.approx(1 - np.mean(gold))
-    assert found["kl", "dpo", "all"]["value"] == pytest.approx(3.0)
-    assert found["over_refusal", "dpo", "harmless"]["value"] == 0.0
-    assert found["refusal", "dpo", "harmful"]["value"] == 1.0
-    assert all(row["n"] > 0 and row["low"] <= row["value"] <= row["high"] and row["method"] for row in found.values())
+    assert found["win_rate", "dpo", "all", ""]["value"] == pytest.approx((len(gold) - ties / 2) / len(gold))
+    assert found["gold", "dpo", "all", "sft"]["value"] == pytest.approx(1 - np.mean(gold))
+    assert found["kl", "dpo", "all", ""]["value"] == pytest.approx(3.0)
+    assert found["over_refusal", "dpo", "harmless", ""]["value"] == 0.0
+    assert found["refusal", "dpo", "harmful", ""]["value"] == 1.0
     assert "wins" in told
+
+
+def test_every_row_says_what_it_stands_on(tmp_path: Path) -> None:
+    ideal = [WORLD.ideal(r) for r in REQUESTS]
+    suites.run("world", bench_of(tmp_path, Scripted("dpo", ideal), Scripted("sft", ideal[::-1]), rows=rows_of(REQUESTS)))
+    for row in figures_in(tmp_path).values():
+        assert row["n"] > 0
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["method"]
+        assert row["data_sha256"] == "d"
+        assert row["model_sha256"] == f"sha of {row['model']}"
+        assert bool(row["baseline_sha256"]) == bool(
+            row["difference_from"] or row["metric"] in ("win_rate", "length_controlled_win_rate", "kl")
+        )
 
 
 def test_equal_policies_win_half_and_samples_stand_side_by_side(tmp_path: Path) -> None:
     answers = [WORLD.ideal(r) for r in REQUESTS]
-    world.evaluate(Scripted("a", answers), Scripted("b", answers), rows(), rollout=RolloutSettings(), seed=0, out=tmp_path)
-    assert figures(tmp_path)["win_rate", "a", "all"]["value"] == 0.5
+    suites.run(["truth", "preference"], bench_of(tmp_path, Scripted("a", answers), Scripted("b", answers), rows=rows_of(REQUESTS)))
+    assert figures_in(tmp_path)["win_rate", "a", "all", ""]["value"] == 0.5
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == len(REQUESTS)
     assert samples[0]["answers"] == {"a": answers[0], "b": answers[0]}
+    assert samples[0]["gold"] == {"a": 1.0, "b": 1.0}
+    assert samples[0]["preferred"] == {"a": 0.5, "b": 0.5}
 
 
-def test_rows_of_another_world_are_refused(tmp_path: Path) -> None:
+def test_models_of_one_name_are_told_apart() -> None:
+    assert table.names_of(["x/dpo/model", "y/dpo/model"]) == ["x/dpo", "y/dpo"]
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+def test_suites_that_lack_something_say_what(tmp_path: Path) -> None:
     bare = [Example(prompt="why?", where="rows.jsonl:1")]
-    with pytest.raises(DataError, match=r"rows.jsonl:1: the row has no `meta`"):
-        world.evaluate(Scripted("a", ["x"]), None, bare, rollout=RolloutSettings(), seed=0, out=tmp_path)
+    with pytest.raises(DataError, match=r"'truth' needs .*synthetic world"):
+        suites.run("truth", bench_of(tmp_path, Scripted("a", ["x"]), rows=bare))
+    with pytest.raises(DataError, match="'preference' needs a baseline"):
+        suites.run("preference", bench_of(tmp_path, Scripted("a", ["x"]), rows=rows_of(REQUESTS)))
+    with pytest.raises(DataError, match="'preference' needs a judge"):
+        suites.run("preference", bench_of(tmp_path, Scripted("a", ["x"]), Scripted("b", ["x"]), rows=bare))
+    with pytest.raises(OptionError, match="did you mean 'preference'"):
+        suites.run("preferences", bench_of(tmp_path, Scripted("a", ["x"]), rows=bare))
+
+
+def test_a_default_leaves_out_what_cannot_run_and_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    bench = bench_of(tmp_path, Scripted("a", ["x"]), rows=[Example(prompt="why?", where="rows.jsonl:1")])
+    bench.say = said.append
+    suites.run("default", bench)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["suites"] == ["shift"]
+    assert "truth (needs" in said[0]
+
+
+def test_judges_refuse_rows_they_cannot_judge(tmp_path: Path) -> None:
+    bare = [Example(prompt="why?", where="rows.jsonl:1")]
+    for judge, message in (
+        (JudgeSettings(by="gold"), "rows.jsonl:1: judge.by=gold needs rows of the synthetic world"),
+        (JudgeSettings(by="reward"), "judge.by=reward needs judge.path"),
+        (JudgeSettings(by="ai"), "judge.by=ai needs judge.url"),
+    ):
+        bench = bench_of(tmp_path, Scripted("a", ["x"]), Scripted("b", ["x"]), rows=bare, judge=judge)
+        with pytest.raises((DataError, OptionError), match=message):
+            suites.run("preference", bench)
+
+
+# --- people's labels --------------------------------------------------------------------------------------------------
+
+
+def votes(tmp_path: Path) -> DataSettings:
+    row = {"response_a": "long enough", "response_b": "no"}
+    rows = [
+        {"prompt": "p0", "label": "a", "model_a": "x", "model_b": "y", **row},
+        {"prompt": "p1", "label": "a", "model_a": "y", "model_b": "x", **row},
+        {"prompt": "p2", "label": "tie", "model_a": "y", "model_b": "x", **row},
+        {"prompt": "p3", "label": "b", "model_a": "y", "model_b": "x", **row},
+        {"prompt": "p4", "label": "b", "model_a": "y", "model_b": "z", **row},
+    ]
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DataSettings(path=str(path))
+
+
+def test_labels_of_people_count_for_the_model_they_name(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, "x", "y", data=votes(tmp_path), judge=JudgeSettings(by="labels"))
+    suites.run("preference", bench)
+    assert figures_in(tmp_path)["win_rate", "x", "all", ""]["value"] == (1 + 0 + 0.5 + 1) / 4
+    assert figures_in(tmp_path)["length_chars", "x", "all", ""]["value"] == (11 + 2 + 2 + 2) / 4
+
+
+def test_an_unknown_model_among_the_labels_is_named(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, "x", "w", data=votes(tmp_path), judge=JudgeSettings(by="labels"))
+    with pytest.raises(OptionError, match=r"no row has an answer of w.*\n?.*there are"):
+        suites.run("preference", bench)
+    bench = bench_of(tmp_path, "x", "z", data=votes(tmp_path), judge=JudgeSettings(by="labels"))
+    with pytest.raises(OptionError, match="no row compares x with z"):
+        suites.run("preference", bench)
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["dpo", "reward"])
@@ -89,28 +159,53 @@ def test_pairs_are_judged_by_what_the_model_itself_says(method: str, tmp_path: P
     reads = model.score if method == "reward" else model.logprobs  # type: ignore[attr-defined]
     right = [reads([p], [c])[0] > reads([p], [r])[0] for p, c, r in texts]
     trees = [tree_of(model, p, c, r, index=i) for i, (p, c, r) in enumerate(texts)]
-    pairs.evaluate(model, None, trees, out=tmp_path)
-    found = figures(tmp_path)
-    assert found["accuracy", "tiny", "all"]["value"] == pytest.approx(np.mean(right))
-    assert found["longer_is_chosen", "tiny", "all"]["value"] == pytest.approx(0.5)
-    assert found["accuracy", "tiny", "s0"]["n"] == 2
+    suites.run("pairs", bench_of(tmp_path, model, trees=trees))
+    found = figures_in(tmp_path)
+    assert found["accuracy", "tiny", "all", ""]["value"] == pytest.approx(np.mean(right))
+    assert found["longer_is_chosen", "tiny", "all", ""]["value"] == pytest.approx(0.5)
+    assert found["accuracy", "tiny", "s0", ""]["n"] == 2
 
 
 def test_an_implicit_reward_is_measured_against_its_reference(tmp_path: Path) -> None:
     model, reference = language_model(seed=1), language_model(seed=1)
-    pairs.evaluate(model, reference, [tree_of(model, "w5", "w6", "w7 w8")], out=tmp_path)
-    assert figures(tmp_path)["accuracy", "tiny", "all"]["value"] == 0.5  # a policy that has not moved prefers nothing
+    suites.run("pairs", bench_of(tmp_path, model, reference, trees=[tree_of(model, "w5", "w6", "w7 w8")]))
+    assert figures_in(tmp_path)["accuracy", "tiny", "all", ""]["value"] == 0.5  # a policy that has not moved prefers nothing
 
 
 def test_no_preference_at_all_is_an_error(tmp_path: Path) -> None:
     model = language_model()
     tie = tree_of(model, "w5", "w6", "w7")
     tie = replace(tie, branches=tuple(replace(branch, rank=0) for branch in tie.branches))
-    for trees in ([], [tie]):
-        with pytest.raises(DataError, match="no row holds a preference"):
-            pairs.evaluate(model, None, trees, out=tmp_path)
+    with pytest.raises(DataError, match="needs rows with a preference"):
+        suites.run("pairs", bench_of(tmp_path, model, trees=[]))
+    with pytest.raises(DataError, match="no row holds a preference"):
+        pairs.run(bench_of(tmp_path, model, trees=[tie]))
 
 
 def tree_of(model: Any, prompt: str, chosen: str, rejected: str, index: int = 0) -> TokenTree:
     completions = (Completion(content=chosen, rank=0), Completion(content=rejected, rank=1))
     return model.renderer.tree(Example(prompt=prompt, completions=completions, source=f"s{index % 2}"), index)
+
+
+# --- shift ------------------------------------------------------------------------------------------------------------
+
+
+def test_distinct_ngrams_and_self_bleu_by_hand() -> None:
+    same = [["a", "b", "c", "d"]] * 3
+    assert shift.distinct(same, 1).value == pytest.approx(4 / 12)
+    assert shift.self_bleu(same) == pytest.approx([1, 1, 1])
+    apart = [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert shift.distinct(apart, 2).value == 1.0
+    assert shift.self_bleu(apart) == pytest.approx([0, 0, 0])
+    # unigrams of "a b x y": 2 of 4 matched; bigrams 1 of 3, trigrams 0 of 2, 4-grams 0 of 1, one added to each above unigrams
+    expected = (2 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25
+    assert shift.self_bleu([["a", "b", "x", "y"], ["a", "b", "c", "d"]])[0] == pytest.approx(expected)
+
+
+def test_entropy_is_that_of_the_distribution(tmp_path: Path) -> None:
+    model = language_model(seed=3)
+    rows = [Example(prompt=f"w{i} w5", where=f"rows.jsonl:{i}") for i in range(5, 9)]
+    suites.run("shift", bench_of(tmp_path, model, language_model(seed=4), rows=rows))
+    found = figures_in(tmp_path)
+    assert 0 < found["entropy", "tiny", "all", ""]["value"] < np.log(97)
+    assert found["kl", "tiny", "all", ""]["value"] > 0

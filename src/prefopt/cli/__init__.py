@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prefopt import __version__
-from prefopt.cli import data, look, runs, use, verify
+from prefopt.cli import data, evaluate, look, runs, use, verify
 from prefopt.errors import PrefoptError
 
 USAGE, FAULT, INTERRUPTED = 2, 4, 130
@@ -24,7 +24,18 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
 )
-for _command in (runs.quickstart, runs.run, runs.train, use.generate, use.score, look.methods, look.doctor, look.report, verify.verify):
+for _command in (
+    runs.quickstart,
+    runs.run,
+    runs.train,
+    use.generate,
+    use.score,
+    evaluate.evaluate,
+    look.methods,
+    look.doctor,
+    look.report,
+    verify.verify,
+):
     app.command()(_command)
 app.add_typer(data.app, name="data")
 

@@ -1,21 +1,23 @@
 """The pairs suite: does a model prefer what people preferred?
 
 A reward model by its scores; a policy by its implicit reward log pi(y|x) - log ref(y|x), or by log pi(y|x) alone without a reference.
-A model that scores both answers alike gets one half.
+A model that scores both answers alike gets one half. Beside the accuracy stand its calibration, what choosing the longer answer would
+get, and how much the rewards themselves follow length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefopt.data.split import group_key
 from prefopt.errors import DataError, OptionError
-from prefopt.evaluate.table import Figure, figure, name_of, slices, write, write_jsonl
+from prefopt.evaluate.bench import Bench, Findings
+from prefopt.evaluate.rows import Figure
+from prefopt.evaluate.table import kept, slices
 from prefopt.pack.tree import ranked_pairs
 from prefopt.rollout.policy import LanguageModel, RewardModel
 from prefopt.stats import win_rate
@@ -26,12 +28,11 @@ SHOWN = 200
 
 
 class Pair(NamedTuple):
-    """A preference: its tree, the branches of the better and the worse answer, and what the model gives each."""
+    """A preference: its tree and the branches of the better and the worse answer."""
 
     tree: TokenTree
     chosen: int
     rejected: int
-    rewards: np.ndarray
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -39,75 +40,108 @@ class Pair(NamedTuple):
         return tuple(int(self.tree.branches[i].scored.sum()) for i in (self.chosen, self.rejected))  # type: ignore[return-value]
 
 
-def evaluate(model: LanguageModel, reference: LanguageModel | None, trees: Sequence[TokenTree], *, out: Path) -> str:
-    """Accuracy on preference pairs, with the accuracy of "the longer answer wins" beside it; writes evaluation.json and samples.jsonl.
+class Measured(NamedTuple):
+    """The preferences of some trees and what a model gives both answers: `values` [n, 2], chosen first."""
 
-    Args:
-        model: a RewardModel, or a Policy.
-        reference: the policy's reference; for a reward model None.
-        trees: preference pairs or rankings, tokenized by the model's renderer.
-        out: the stage's folder.
+    pairs: list[Pair]
+    values: np.ndarray
+
+    @property
+    def groups(self) -> list[bytes]:
+        """Pairs of one group go together."""
+        return [group_key(pair.tree) for pair in self.pairs]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Scored tokens [n, 2], chosen first."""
+        return np.array([pair.lengths for pair in self.pairs])
+
+
+def lacks(bench: Bench) -> str:
+    """What the suite needs and the bench does not have."""
+    return "" if bench.trees else "rows with a preference (two completions of unequal rank)"
+
+
+def run(bench: Bench) -> Findings:
+    """Accuracy on preference pairs.
 
     Raises:
-        OptionError: a reward model and a reference.
+        OptionError: a reward model and a baseline.
         DataError: no row has two completions of unequal rank.
     """
+    found = measure(bench)
+    names = [pair.tree.source or "data" for pair in found.pairs]
+    figures = [f for part, mask in slices(names) for f in accuracy(bench, found, mask, part)]
+    notes: dict[str, Any] = {"reads": reads(bench), "prompts": len(bench.trees), "groups": len(set(found.groups))}
+    samples = [_sample(bench, pair, values) for pair, values in zip(found.pairs[:SHOWN], found.values, strict=False)]
+    return Findings(figures, notes, samples, told(figures, notes["reads"]))
+
+
+def measure(bench: Bench) -> Measured:
+    """What the model gives the two answers of every preference.
+
+    Raises:
+        OptionError: a reward model and a baseline.
+        DataError: no row has two completions of unequal rank.
+    """
+    model, reference = bench.model.model, bench.baseline.model if bench.baseline else None
     if reference is not None and isinstance(model, RewardModel):
         raise OptionError("a reward model is measured against no reference", where="baseline", fix="leave baseline out")
-    told = zip(trees, rewards(model, reference, trees), strict=True) if trees else ()
-    pairs = [Pair(tree, i, j, given[[i, j]]) for tree, given in told for i, j in ranked_pairs(tree.branches)]
-    if not pairs:
+    found = chosen_and_rejected(model, bench.trees)
+    if not found.pairs:
         raise DataError("no row holds a preference (two completions of unequal rank)", fix="see `prefopt data check`")
-    reads, name = _reads(model, reference), name_of(model.path)
-    figures = _figures(pairs, name)
-    notes = {"reads": reads, "prompts": len(trees), "groups": len({group_key(pair.tree) for pair in pairs})}
-    baseline = name_of(reference.path) if reference else None
-    write(out, suite="pairs", model=name, baseline=baseline, n=len(pairs), figures=figures, notes=notes)
-    write_jsonl(out / "samples.jsonl", (_sample(pair, model) for pair in pairs[:SHOWN]))
-    found, longer = figures[:2]
-    return (
-        f"accuracy {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.n} pairs ({reads}); "
-        f"the longer answer is chosen in {longer.value:.1%}"
-    )
+    bench.admit([pair.tree for pair in found.pairs])
+    return found if reference is None else found._replace(values=found.values - chosen_and_rejected(reference, bench.trees).values)
 
 
-def rewards(model: Any, reference: Any | None, trees: Sequence[TokenTree]) -> list[np.ndarray]:
+def chosen_and_rejected(model: LanguageModel, trees: Sequence[TokenTree]) -> Measured:
+    """What a model gives both answers of each preference: a reward model its score, a policy the log-prob in nats."""
+    told = zip(trees, rewards(model, trees), strict=True) if trees else ()
+    found = [(Pair(tree, i, j), given[[i, j]]) for tree, given in told for i, j in ranked_pairs(tree.branches)]
+    return Measured([pair for pair, _ in found], np.array([values for _, values in found]).reshape(-1, 2))
+
+
+def rewards(model: Any, trees: Sequence[TokenTree]) -> list[np.ndarray]:
     """For each tree one number a branch."""
     branches = [replace(tree, branches=(branch,)) for tree in trees for branch in tree.branches]
     alone = [replace(tree, index=i) for i, tree in enumerate(branches)]
     found = np.array(model.tree_scores(alone) if isinstance(model, RewardModel) else model.tree_logprobs(alone))
-    if reference is not None:
-        found = found - np.array(reference.tree_logprobs(alone))
     return np.split(found, np.cumsum([len(tree.branches) for tree in trees])[:-1])
 
 
-def _figures(pairs: Sequence[Pair], name: str) -> list[Figure]:
-    """Accuracy and the longer answer's, of all pairs and of each source; the intervals allow for pairs of one group going together."""
-    figures = []
-    groups = [group_key(pair.tree) for pair in pairs]
-    measured = {"accuracy": np.array([pair.rewards for pair in pairs]), "longer_is_chosen": np.array([pair.lengths for pair in pairs])}
-    for part, mask in slices([pair.tree.source or "data" for pair in pairs]):
-        inside = [group for group, kept in zip(groups, mask, strict=True) if kept]
-        for metric, values in measured.items():
-            chosen, rejected = values[mask].T
-            figures.append(figure(metric, win_rate(chosen, rejected, clusters=inside), model=name, slice=part))
-    return figures
+def accuracy(bench: Bench, found: Measured, mask: np.ndarray, part: str) -> list[Figure]:
+    """Accuracy and the longer answer's, of one slice; the intervals allow for pairs of one group going together."""
+    inside = kept(found.groups, mask)
+    measured = {"accuracy": found.values, "longer_is_chosen": found.lengths}
+    rates = {metric: win_rate(*values[mask].T, clusters=inside) for metric, values in measured.items()}
+    return [bench.figure(metric, rate, slice=part) for metric, rate in rates.items()]
 
 
-def _reads(model: LanguageModel, reference: LanguageModel | None) -> str:
-    if isinstance(model, RewardModel):
+def reads(bench: Bench) -> str:
+    """What the model is judged by."""
+    if isinstance(bench.model.model, RewardModel):
         return "reward"
-    return "implicit reward" if reference is not None else "log-prob"
+    return "implicit reward" if bench.baseline is not None else "log-prob"
 
 
-def _sample(pair: Pair, model: LanguageModel) -> dict[str, Any]:
+def told(figures: Sequence[Figure], by: str) -> str:
+    """The line to print."""
+    found, longer = figures[:2]
+    return (
+        f"accuracy {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] on {found.n} pairs ({by}); "
+        f"the longer answer is chosen in {longer.value:.1%}"
+    )
+
+
+def _sample(bench: Bench, pair: Pair, values: np.ndarray) -> dict[str, Any]:
     """One row of samples.jsonl: the two answers, as the model reads them, under the names chosen and rejected."""
+    decode = bench.model.model.renderer.decode
     named = {"chosen": pair.chosen, "rejected": pair.rejected}
     return {
-        "prompt": model.renderer.decode(pair.tree.prompt),
+        "prompt": decode(pair.tree.prompt),
         "slice": pair.tree.source or "data",
         "where": pair.tree.where,
-        "answers": {name: model.renderer.decode(pair.tree.branches[i].ids) for name, i in named.items()},
-        "reward": dict(zip(named, map(float, pair.rewards), strict=True)),
-        "model": name_of(model.path),
+        "answers": {name: decode(pair.tree.branches[i].ids) for name, i in named.items()},
+        "reward": dict(zip(named, map(float, values), strict=True)),
+        "model": bench.model.name,
     }

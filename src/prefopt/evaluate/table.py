@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from prefopt.evaluate.rows import Figure, figure, to_json
 
-__all__ = ["Figure", "figure", "name_of", "slices", "write", "write_jsonl"]
+Item = TypeVar("Item")
+
+__all__ = ["Figure", "figure", "kept", "name_of", "names_of", "slices", "write", "write_jsonl"]
 
 
 def write(out: Path, *, suite: str, model: str, baseline: str | None, n: int, figures: Iterable[Figure], notes: Mapping[str, Any]) -> None:
@@ -32,10 +35,32 @@ def slices(names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     return [("all", np.ones(len(names), bool)), *((name, array == name) for name in distinct if len(distinct) > 1)]
 
 
+def kept(items: Sequence[Item], mask: np.ndarray) -> list[Item]:
+    """The items a mask keeps.
+
+    >>> kept(["a", "b"], np.array([True, False]))
+    ['a']
+    """
+    return list(itertools.compress(items, mask))
+
+
 def name_of(path: str) -> str:
     """What a model is called in tables: the stage that made it, or its folder."""
     folder = Path(path)
     return folder.parent.name if folder.name == "model" and folder.parent.name else folder.name
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """What several models are called, each differently: as `name_of`, with the folder above where two would be called the same.
+
+    >>> names_of(["runs/a/dpo/model", "runs/b/dpo/model"]), names_of(["sft/model", "sft/model"])
+    (['a/dpo', 'b/dpo'], ['sft', 'sft (2)'])
+    """
+    names = [name_of(path) for path in paths]
+    if len(set(names)) < len(names) and len(set(paths)) == len(paths):
+        folders = [Path(path).parent if Path(path).name == "model" else Path(path) for path in paths]
+        names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+    return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _plain(value: Any) -> Any:

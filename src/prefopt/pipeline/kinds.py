@@ -14,6 +14,7 @@ from prefopt.pipeline.check import hints
 from prefopt.settings import (
     Count,
     DataSettings,
+    JudgeSettings,
     LoraSettings,
     ModelSettings,
     Positive,
@@ -97,17 +98,20 @@ class ScoreOptions:
     beta: Positive = 1.0
 
 
+SuiteName = Literal["default", "world", "truth", "preference", "shift", "pairs"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """What the model is measured on and against."""
 
-    suite: Literal["world", "pairs"] = "world"
-    """world: answers judged by the gold reward; pairs: accuracy on preferences, with the data section of a training stage on just the
-    rows which that stage holds out."""
+    suite: SuiteName | list[SuiteName] = "default"
+    """One or several of truth, preference, shift and pairs; default is all that the models and the data allow. With the data section
+    of a training stage, pairs takes just the rows which that stage holds out."""
     baseline: str | None = None
     """Another model to compare with; for pairs the reference of the policy's implicit reward."""
     seed: Count = 0
-    """Of the bootstrap, and of the split of pairs into training and held-out rows, as train.seed is."""
+    """Of every bootstrap, and of the split of pairs into training and held-out rows, as train.seed is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +146,15 @@ KINDS: dict[str, Kind] = {
         _kind("sample", ("data",), NoOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
         _kind("score", ("data",), ScoreOptions, model=ModelSettings, data=RowsSettings),
         _kind("label", ("data",), LabelOptions, data=RowsSettings),
-        _kind("evaluate", ("evaluation",), EvaluateOptions, model=ModelSettings, data=DataSettings, rollout=RolloutSettings),
+        _kind(
+            "evaluate",
+            ("evaluation",),
+            EvaluateOptions,
+            model=ModelSettings,
+            data=DataSettings,
+            rollout=RolloutSettings,
+            judge=JudgeSettings,
+        ),
         _kind("report", ("report",), NoOptions, reads_run=True),
     )
 }
@@ -153,6 +165,7 @@ SECTIONS: dict[str, type] = {
     "data": DataSettings,
     "train": TrainSettings,
     "rollout": RolloutSettings,
+    "judge": JudgeSettings,
     "track": TrackSettings,
 }
 MIX = "mix"
@@ -178,7 +191,7 @@ def get(name: str, mix: Mapping[str, Any] | None = None) -> Kind:
 
     method = METHODS[name]
     needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference
-    unread = {"rollout"} if needs_reference else {"rollout", "reference"}
+    unread = {"rollout", "judge"} if needs_reference else {"rollout", "judge", "reference"}
     sections = {section: cls for section, cls in SECTIONS.items() if section not in unread}
     types = get_type_hints(method.loss)
     options = {option: types[option] for option in method.options}

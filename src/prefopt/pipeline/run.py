@@ -21,7 +21,7 @@ from prefopt.errors import OptionError, PrefoptError
 from prefopt.pipeline import kinds, record
 from prefopt.pipeline.recipe import Recipe, Stage
 
-_INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path")}
+_INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
 """The settings that name files; among a kind's own options these do."""
 _OPTION_INPUTS = ("baseline", "reference")
 

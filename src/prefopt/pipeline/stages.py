@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,14 +144,31 @@ def label(stage: Stage, folder: Path, context: Context) -> Done:
 
 def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
     """A model, and what it is compared with, on a suite."""
-    from prefopt.evaluate import run as run_suite
+    from prefopt.evaluate import suites
+    from prefopt.evaluate.bench import Bench, Subject
+    from prefopt.evaluate.table import names_of
 
-    options = EvaluateOptions(**stage.options)
-    policy = open_model(stage.sections["model"])
-    baseline = open_model(stage.sections["model"], path=options.baseline) if options.baseline else None
-    how = {"rollout": stage.sections["rollout"], "seed": options.seed, "out": folder, "say": context.say}
-    summary = run_suite(options.suite, policy, baseline, stage.sections["data"], **how)
-    return Done({"evaluation": "evaluation.json"}, {}, summary)
+    options, settings, data = EvaluateOptions(**stage.options), stage.sections["model"], stage.sections["data"]
+    paths = [settings.path, *([options.baseline] if options.baseline else [])]
+    subjects = [
+        Subject(path, name, partial(open_model, settings, path=path), record.digest_path(path))
+        for path, name in zip(paths, names_of(paths), strict=True)
+    ]
+    files = [data.path] if isinstance(data.path, str) else data.path
+    bench = Bench(
+        subjects[0],
+        subjects[1] if len(subjects) > 1 else None,
+        data,
+        rollout=stage.sections["rollout"],
+        judge=stage.sections["judge"],
+        seed=options.seed,
+        out=folder,
+        say=context.say,
+        data_sha256=record.digest([record.digest_path(path) for path in files]),
+        open=partial(open_model, settings, kind="auto"),
+    )
+    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256}
+    return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))
 
 
 def report(stage: Stage, folder: Path, context: Context) -> Done:

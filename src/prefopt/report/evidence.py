@@ -25,6 +25,7 @@ class Figure(NamedTuple):
     high: float
     n: int
     method: str
+    difference_from: str = ""
 
     @property
     def bounded(self) -> bool:
@@ -43,10 +44,14 @@ class Evidence:
     n: int
     figures: tuple[Figure, ...]
 
-    def get(self, metric: str, slice: str = "all", *, model: str = "") -> Figure | None:
-        """A figure of the model (or of another one)."""
-        wanted = (metric, slice, model or self.model)
-        return next((f for f in self.figures if (f.metric, f.slice, f.model) == wanted), None)
+    def get(self, metric: str, slice: str = "all", *, model: str = "", less: str = "") -> Figure | None:
+        """A figure of the model (or of another one); with `less` its difference from that model's."""
+        wanted = (metric, slice, model or self.model, less)
+        return next((f for f in self.figures if (f.metric, f.slice, f.model, f.difference_from) == wanted), None)
+
+    def gain(self, metric: str, slice: str = "all") -> Figure | None:
+        """The model's figure less the baseline's, item by item."""
+        return self.get(metric, slice, less=self.baseline) if self.baseline else None
 
     def slices(self, metric: str) -> list[str]:
         """The slices a metric is told for, "all" first, the others in the order of the file."""
@@ -74,9 +79,8 @@ def _figure(row: Any) -> Figure | None:
     low, high = (float(end) if isinstance(end := row.get(k), int | float) else math.nan for k in ("low", "high"))
     words = [str(row.get(k, "")) for k in ("metric", "slice", "model")]
     n = row.get("n")
-    return Figure(
-        words[0], words[1] or "all", words[2], float(row["value"]), low, high, n if isinstance(n, int) else 0, str(row.get("method", ""))
-    )
+    made = (str(row.get("method", "")), str(row.get("difference_from") or ""))
+    return Figure(words[0], words[1] or "all", words[2], float(row["value"]), low, high, n if isinstance(n, int) else 0, *made)
 
 
 # --- what is plotted --------------------------------------------------------------------------------------------------
@@ -238,7 +242,7 @@ def table(found: Evidence) -> list[dict[str, str]]:
         {
             "metric": f.metric.replace("_", " "),
             "slice": f.slice,
-            "model": f.model,
+            "model": f"{f.model} − {f.difference_from}" if f.difference_from else f.model,
             "value": number(f.value, 4),
             "interval": f"{number(f.low)} to {number(f.high)}" if f.bounded else "–",
             "n": number(f.n, 9),

@@ -34,7 +34,7 @@ def verdict(run: Run, evaluations: Sequence[Evidence]) -> Verdict:
     told = [found for found in reversed(evaluations) if found.figures]
     if not told:
         return _unevaluated(run)
-    first = next((found for found in told if found.get("gold_gain")), told[0])
+    first = next((found for found in told if found.gain("gold")), told[0])
     others = tuple(_of(found).headline.replace("\n", " ") for found in told if found is not first)
     main = _of(first)
     return main._replace(also=main.also + others)
@@ -44,7 +44,7 @@ def _of(found: Evidence) -> Verdict:
     """What one evaluation shows."""
     if found.get("accuracy"):
         return _pairs(found)
-    return _compared(found) if found.get("gold_gain") or found.get("win_rate") else _alone(found)
+    return _compared(found) if found.gain("gold") or found.get("win_rate") else _alone(found)
 
 
 def _unevaluated(run: Run) -> Verdict:
@@ -68,7 +68,7 @@ def _interval(f: Figure, write: Any) -> str:
 
 
 def _compared(found: Evidence) -> Verdict:
-    gain, rate = found.get("gold_gain"), found.get("win_rate")
+    gain, rate = found.gain("gold"), found.get("win_rate")
     direction = _direction(gain, 0.0) if gain else _direction(rate, 0.5)
     headline = {
         "better": f"{found.model} answers better than {found.baseline}",

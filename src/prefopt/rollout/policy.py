@@ -118,6 +118,10 @@ class Policy(LanguageModel):
         """The same of trees with one branch each and distinct `index`, in the order of their index."""
         return self._each(trees, _sums)
 
+    def tree_entropies(self, trees: Sequence[TokenTree]) -> list[float]:
+        """The entropy of the distribution each scored token was drawn from, at temperature 1, summed over the completion, in nats."""
+        return self._each(trees, _entropies)
+
     def generate(self, prompts: Prompts, *, settings: RolloutSettings | None = None, **options: Any) -> list[list[str]]:
         """Completions as text, `samples` a prompt (see RolloutSettings for the options)."""
         found = self.sample(prompts, settings or RolloutSettings(**options))
@@ -171,3 +175,10 @@ def load(path: str, *, kind: Literal["auto", "policy", "reward"] = "auto", seed:
 def _sums(model: Any, batch: Batch) -> torch.Tensor:
     sums_S = torch.zeros(batch.sequences, device=batch.source_T.device)
     return sums_S.index_add_(0, batch.sequence_T, policy_logps(model, batch).logps_T)
+
+
+def _entropies(model: Any, batch: Batch) -> torch.Tensor:
+    sums_S = torch.zeros(batch.sequences, device=batch.source_T.device)
+    entropy_T = policy_logps(model, batch, stats=True).entropy_T
+    assert entropy_T is not None
+    return sums_S.index_add_(0, batch.sequence_T, entropy_T)

@@ -1,0 +1,248 @@
+"""What a suite is given: the models, the rows and the settings; and answers, drawn once for all suites that ask for them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefopt.data.formats import as_chat
+from prefopt.data.read import read, tables
+from prefopt.errors import DataError, ModelError
+from prefopt.evaluate.rows import Figure
+from prefopt.evaluate.rows import figure as row_of
+from prefopt.evaluate.table import kept
+from prefopt.pack.prepare import prepare
+from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
+from prefopt.stats import Interval, clustered_mean, wilson
+from prefopt.types import Example, Text, TokenTree
+
+if TYPE_CHECKING:
+    from prefopt.rollout.sampler import Sample
+
+Parts = list[tuple[str, np.ndarray]]
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model under evaluation: what tables call it, the hash of its folder, and how to open it; opened when first needed."""
+
+    path: str
+    name: str
+    open: Callable[[], Any]
+    sha256: str = ""
+
+    @cached_property
+    def model(self) -> Any:
+        """The Policy or RewardModel."""
+        return self.open()
+
+    @property
+    def policy(self) -> Any:
+        """The same, which must be able to answer.
+
+        Raises:
+            ModelError: it is a reward model.
+        """
+        if not hasattr(self.model, "sample"):
+            raise ModelError("a reward model gives no answers", where=self.path, fix="use suite: pairs or rewardbench, or give a policy")
+        return self.model
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers, `rollout.samples` a request in turn; `rows` and `clusters` hold one entry an answer."""
+
+    who: Subject
+    rows: list[Example]
+    clusters: list[Hashable]
+    samples: list[Sample]
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The answers."""
+        return [sample.text for sample in self.samples]
+
+
+@dataclass
+class Findings:
+    """What a suite found: rows of evaluation.json, further notes there, rows of samples.jsonl, and a line to print."""
+
+    figures: list[Figure] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    told: str = ""
+
+
+@dataclass(eq=False)
+class Bench:
+    """Everything a suite may use.
+
+    Attributes:
+        model: what is evaluated. baseline: what it is compared with, or None.
+        data: the data section. rollout: how answers are drawn. judge: who says which answer is better.
+        seed: of every bootstrap and of the split of pairs. harm: what requests without a label are (see the safety suite).
+        out: the stage's folder. say: is given lines for the user. data_sha256: of the files.
+        admit: the data guard; is given the rows a suite is about to use.
+        open: opens a further model by its path.
+    """
+
+    model: Subject
+    baseline: Subject | None
+    data: DataSettings
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    judge: JudgeSettings = field(default_factory=JudgeSettings)
+    seed: int = 0
+    harm: str = "auto"
+    out: Path = Path()
+    say: Callable[[str], object] = print
+    data_sha256: str = ""
+    admit: Callable[[Sequence[Any]], None] = lambda rows: None
+    open: Callable[[str], Any] = lambda path: None
+    drawn: dict[Hashable, list[Sample]] = field(default_factory=dict)
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The model and, where there is one, the baseline."""
+        return [self.model, *([self.baseline] if self.baseline else [])]
+
+    @cached_property
+    def rows(self) -> list[Example]:
+        """Every row of the data.
+
+        Raises:
+            DataError: there is none.
+        """
+        found = list(read(self.data.path, limit=self.data.limit))
+        if not found:
+            raise DataError("no rows to evaluate on", fix="see data.path")
+        return [as_chat(row) for row in found] if self.data.chat else found
+
+    @cached_property
+    def trees(self) -> list[TokenTree]:
+        """The preferences of the files that hold some, as token trees: those that a training stage with this data section and seed holds
+        out, all of them where it holds out none.
+        """
+        found = [table.path for table in tables(self.data.path) if table.layout.kind in ("pairs", "rankings")]
+        if not found:
+            return []
+        model = self.model.model
+        settings = replace(self.data, path=found)
+        prepared = prepare(settings, model.renderer, data="pairs", max_length=model.max_length, seed=self.seed, say=self.say)
+        return prepared.heldout if self.data.eval_path is not None or self.data.eval_fraction else prepared.train
+
+    @cached_property
+    def reward_model(self) -> Any:
+        """The judge's reward model (`judge.path`)."""
+        return self.open(str(self.judge.path))
+
+    @cached_property
+    def can_answer(self) -> bool:
+        """Whether there are requests, and every model answers requests."""
+        return bool(self.requests()) and all(hasattr(who.model, "sample") for who in self.subjects)
+
+    def requests(self, fits: Callable[[Example], bool] = lambda row: True) -> list[Example]:
+        """The rows with a prompt that fit."""
+        return [row for row in self.rows if row.prompt and fits(row)]
+
+    def rng(self, name: str) -> np.random.Generator:
+        """The randomness of one purpose."""
+        return np.random.default_rng([self.seed, *name.encode()])
+
+    def answers(self, who: Subject, rows: Sequence[Example], *, variant: str = "", policy: Any = None) -> Answers:
+        """A model's answers; the same rows of the same model are answered once.
+
+        Args:
+            who: the model.
+            rows: the requests.
+            variant: names a changed way of asking (another template), which is another answer.
+            policy: the policy to ask, where it is not the model as it is.
+        """
+        self.admit(rows)
+        keys = [(who.path, variant, _identity(row.prompt)) for row in rows]
+        missing = [i for i, key in enumerate(keys) if key not in self.drawn]
+        if missing:
+            asked = (policy or who.policy).sample([rows[i].prompt for i in missing], self.rollout)
+            self.drawn.update((keys[i], samples) for i, samples in zip(missing, asked, strict=True))
+        drawn = [self.drawn[key] for key in keys]
+        repeated = [row for row, samples in zip(rows, drawn, strict=True) for _ in samples]
+        clusters: list[Hashable] = [i for i, samples in enumerate(drawn) for _ in samples]
+        return Answers(who, repeated, clusters, list(itertools.chain.from_iterable(drawn)))
+
+    # --- figures
+
+    def figure(
+        self,
+        metric: str,
+        interval: Interval,
+        *,
+        who: Subject | None = None,
+        slice: str = "all",
+        against: Subject | None = None,
+        **more: Any,
+    ) -> Figure:
+        """An interval as a row that says which model and data it stands on; `against` is whom a comparison is with."""
+        who = who or self.model
+        hashes = {"model_sha256": who.sha256, "data_sha256": self.data_sha256, "baseline_sha256": against.sha256 if against else ""}
+        return row_of(metric, interval, model=who.name, slice=slice, **hashes, **more)
+
+    def compare(
+        self, metric: str, values: Sequence[np.ndarray], clusters: Sequence[Hashable], parts: Parts, *, share: bool = False
+    ) -> list[Figure]:
+        """Means of each model and, with a baseline, of the paired difference, slice by slice.
+
+        Args:
+            metric: its name.
+            values: an array of the model and one of the baseline, item by item on the same data.
+            clusters: items that go together.
+            parts: names of slices and their masks.
+            share: the values are 0 or 1.
+        """
+        found = []
+        for part, mask in parts:
+            inside = kept(clusters, mask)
+            for who, own in zip(self.subjects, values, strict=False):
+                found.append(self.figure(metric, (proportion if share else clustered_mean)(own[mask], inside), who=who, slice=part))
+            if self.baseline and len(values) > 1:
+                interval = clustered_mean(values[0][mask] - values[1][mask], inside)
+                found.append(self.figure(metric, interval, slice=part, against=self.baseline, difference_from=self.baseline.name))
+        return found
+
+
+def proportion(values: np.ndarray, clusters: Sequence[Hashable] | None = None) -> Interval:
+    """A share: Wilson's interval where every observation is its own cluster, else the clustered mean cut to [0, 1].
+
+    Values between 0 and 1 (ties) have less variance than Wilson's interval allows for, so that it is on the wide side.
+    """
+    if clusters is None or len(set(clusters)) == len(values):
+        return wilson(float(values.sum()), len(values))
+    found = clustered_mean(values, clusters)
+    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+
+
+def slice_of(row: Example) -> str:
+    """The part of the data a row belongs to: its `slice`, `subset`, `type` or `category`, else its source."""
+    named = (row.meta.get(name) for name in ("slice", "subset", "type", "category"))
+    return next((name for name in named if isinstance(name, str) and name), row.source or "data")
+
+
+def plain_prompt(prompt: Text) -> str:
+    """A prompt as people read it."""
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m.role}: {m.content}" for m in prompt)
+
+
+def sample_row(i: int, row: Example, answers: Sequence[Answers], **facts: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Answer `i` of every model as a row of samples.jsonl; each fact holds one column a model."""
+    names = [own.who.name for own in answers]
+    told = {name: {who: float(column[i]) for who, column in zip(names, columns, strict=True)} for name, columns in facts.items()}
+    texts = {own.who.name: own.samples[i].text for own in answers}
+    return {"prompt": plain_prompt(row.prompt), "slice": slice_of(row), "where": row.where, "answers": texts, **told}
+
+
+def _identity(prompt: Text) -> Hashable:
+    return prompt if isinstance(prompt, str) else tuple((m.role, m.content) for m in prompt)

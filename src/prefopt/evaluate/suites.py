@@ -1,0 +1,99 @@
+"""The suites: what can be measured, and the run that measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefopt.errors import DataError, OptionError, did_you_mean
+from prefopt.evaluate import pairs, preference, shift, truth
+from prefopt.evaluate.bench import Bench, Findings
+from prefopt.evaluate.rows import Figure
+from prefopt.evaluate.table import write, write_jsonl
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A function of the bench, and what it lacks there ("" where it can run)."""
+
+    run: Callable[[Bench], Findings]
+    lacks: Callable[[Bench], str]
+
+
+SUITES: dict[str, Suite] = {
+    "truth": Suite(truth.run, truth.lacks),
+    "preference": Suite(preference.run, preference.lacks),
+    "shift": Suite(shift.run, shift.lacks),
+    "pairs": Suite(pairs.run, pairs.lacks),
+}
+"""Name -> suite, in the order in which they run and are told."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "default": tuple(SUITES),
+    "world": ("truth", "preference", "shift"),
+}
+"""Names that stand for several suites: those of them are run that the models and the data allow."""
+
+
+def run(names: str | Sequence[str], bench: Bench) -> str:
+    """Run suites; writes evaluation.json and samples.jsonl into `bench.out` and returns one line to print.
+
+    Raises:
+        OptionError: an unknown suite, or one that lacks something.
+        DataError: rows that a suite cannot use, or that the model was trained on.
+    """
+    asked = [names] if isinstance(names, str) else list(names)
+    found = {name: SUITES[name].run(bench) for name in chosen(asked, bench)}
+    figures = _once(f for findings in found.values() for f in findings.figures)
+    notes = {name: value for findings in found.values() for name, value in findings.notes.items()}
+    samples = _merged([row for findings in found.values() for row in findings.samples])
+    told: dict[str, Any] = {
+        "suite": ", ".join(asked),
+        "model": bench.model.name,
+        "baseline": bench.baseline.name if bench.baseline else None,
+    }
+    count, notes = max((f.n for f in figures), default=0), {"suites": list(found), **notes}
+    write(bench.out, **told, n=count, figures=figures, notes=notes)
+    write_jsonl(bench.out / "samples.jsonl", samples)
+    return "; ".join(findings.told for findings in found.values() if findings.told)
+
+
+def chosen(asked: Sequence[str], bench: Bench) -> list[str]:
+    """The suites that run, in the order of the table; what a group leaves out is said."""
+    for name in asked:
+        if name not in SUITES and name not in GROUPS:
+            raise OptionError(f"no suite is called '{name}'", where="suite", fix=did_you_mean(name, [*SUITES, *GROUPS]))
+    grouped = [name for group in asked if group in GROUPS for name in GROUPS[group]]
+    lacking = {name: SUITES[name].lacks(bench) for name in (*asked, *grouped) if name in SUITES}
+    for name in asked:
+        if lacking.get(name):
+            raise DataError(f"the suite '{name}' needs {lacking[name]}", where=_paths(bench), fix="see docs/evaluation.md")
+    left_out = [f"{name} (needs {lacking[name]})" for name in dict.fromkeys(grouped) if lacking[name]]
+    if left_out:
+        bench.say(f"  left out: {'; '.join(left_out)}")
+    running = [name for name in SUITES if name in lacking and not lacking[name]]
+    if not running:
+        raise DataError("no suite fits these models and rows", where=_paths(bench), fix=f"left out: {'; '.join(left_out)}")
+    return running
+
+
+def _paths(bench: Bench) -> str:
+    return bench.data.path if isinstance(bench.data.path, str) else ", ".join(bench.data.path)
+
+
+def _once(figures: Any) -> list[Figure]:
+    """A figure that two suites give is told once."""
+    found: dict[tuple[str, ...], Figure] = {}
+    for f in figures:
+        found.setdefault((f.metric, f.slice, f.model, f.difference_from), f)
+    return list(found.values())
+
+
+def _merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What several suites say of the same answers, in one row."""
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        key = (row["where"], row["prompt"], *sorted(row["answers"].items()))
+        found[key] = {**row, **found.get(key, {})}
+    return list(found.values())
