@@ -140,7 +140,7 @@ class RolloutSettings:
     seed: Count = 0
 
 
-Verifier = Literal["gold", "arithmetic"]
+Verifier = Literal["math", "gold", "arithmetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,9 @@ class RewardSettings:
     url: str | None = None
     """An HTTP endpoint that is sent {"prompts": [...], "completions": [...], "rows": [...]} and answers {"rewards": [...]}."""
     verifier: Verifier | list[Verifier] | None = None
-    """gold, arithmetic: the synthetic world's truth."""
+    """math: the final answer; gold, arithmetic: the synthetic world's truth."""
+    answer: str | None = None
+    """The column with the right answer for math; when not given final_answer, answer, solution or the row's own completion."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of a source by its name (model, url, a verifier's or a function's name); 1 where not given."""
     length_penalty: AtLeast0 = 0.0

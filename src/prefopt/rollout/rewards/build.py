@@ -58,8 +58,14 @@ def _model(path: str) -> Reward:
 
 def _verifier(name: str, settings: RewardSettings) -> Reward:
     from prefopt.rollout.rewards.world import ARITHMETIC, GOLD
+    from prefopt.rollout.verify.math import MathReward
 
-    return {"gold": GOLD, "arithmetic": ARITHMETIC}[name]
+    makers: dict[str, Callable[[], Reward]] = {
+        "math": partial(MathReward, settings.answer, timeout=settings.timeout, retries=settings.retries),
+        "gold": lambda: GOLD,
+        "arithmetic": lambda: ARITHMETIC,
+    }
+    return makers[name]()
 
 
 def _penalties(settings: RewardSettings, max_new_tokens: int | None) -> dict[str, Penalty]:

@@ -1,0 +1,1 @@
+"""Answers that can be checked: mathematics, instructions, code."""

@@ -1,0 +1,99 @@
+r"""The final answer inside a solution, and whether two plain numbers are the same.
+
+A solution says its answer in one of these ways; the first that occurs counts, and of several of a kind the last:
+
+    \boxed{...}      #### ... (or a line "A: ...")      "the answer is ..." or "Answer: ..."      the last $...$      the last number
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_MARK = re.compile(r"####\s*(.+)|^A:[ \t]*(.+)", re.MULTILINE)
+_SAID = re.compile(r"(?:answer|result)\b[^\n.:=]{0,30}?(?:\bis\b|:|=)\s*:?[ \t]*\n?(?=(.+))", re.IGNORECASE)
+_INLINE = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+(?![\w.]*\d))?")
+_PLAIN = re.compile(r"([-+]?)\$?\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:\s?/\s?(\d+))?\s*(?:\\?%)?\.?")
+_UNIT = re.compile(r"\\(?:text|mathrm|mbox)\{[^}]*\}|\\[%$!, ]")
+_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+
+
+def final_answer(text: str, *, number: bool = False) -> str | None:
+    """What a solution says its answer is; None where it says none.
+
+    Args:
+        text: the solution.
+        number: a plain number is asked for, so the last one in the text will do, and units beside it are left out.
+
+    >>> final_answer("6 * 3 = 18, so she earns 18 dollars.", number=True)
+    '18'
+    >>> final_answer(r"Hence $x = 3$ and so \\boxed{\\frac{1}{2}}.")
+    '\\\\frac{1}{2}'
+    """
+    text = text.replace("−", "-").replace("\\$", "$")
+    found = boxed(text)
+    if found is None:
+        found = _last(_MARK, text)
+    if found is None:
+        found = _last(_SAID, text)
+        found = _shortened(found) if found else None
+    if number:
+        return _number_in(found) if found is not None else _last_number(text)
+    return found if found is not None else _last(_INLINE, text) or _last_number(text)
+
+
+def boxed(text: str) -> str | None:
+    r"""The content of the last \boxed{...} (or \fbox{...}), its own braces balanced."""
+    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
+    if start < 0:
+        return None
+    begin, depth = text.index("{", start), 0
+    for at in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[begin + 1 : at].strip()
+    return None
+
+
+def plain_number(text: str) -> Fraction | None:
+    r"""A number written plainly, exactly; None for anything else. A currency or percent sign is no part of it.
+
+    >>> plain_number("$1,250.50"), plain_number("3/4"), plain_number(r"\\frac{6}{8}"), plain_number("x")
+    (Fraction(2501, 2), Fraction(3, 4), Fraction(3, 4), None)
+    """
+    text = text.strip().strip("$").strip().replace("−", "-").replace("\\!", "").replace("{,}", ",")
+    found = _FRACTION.fullmatch(text) or _PLAIN.fullmatch(text)
+    if found is None:
+        return None
+    sign, whole, under = found.groups()
+    value = Fraction(whole.replace(",", "").rstrip("."))
+    if under is not None:
+        if int(under) == 0:
+            return None
+        value /= int(under)
+    return -value if sign == "-" else value
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+    found = list(pattern.finditer(text))
+    return next(group for group in found[-1].groups() if group is not None).strip() if found else None
+
+
+def _shortened(said: str) -> str:
+    """The part of a sentence that is the answer: its mathematics where it has some, else all of it without the full stop."""
+    inline = _last(_INLINE, said)
+    return inline if inline is not None else re.split(r"\.(?:\s|$)", said)[0].strip()
+
+
+def _number_in(said: str) -> str | None:
+    """The number of an answer with words around it: the first one, or the first after the last equals sign."""
+    if plain_number(said) is not None or "\\" in _UNIT.sub("", said):
+        return said  # an expression is compared as a whole
+    found = _NUMBER.search(said.rpartition("=")[2]) or _NUMBER.search(said)
+    return found[0].strip() if found else None
+
+
+def _last_number(text: str) -> str | None:
+    found = _NUMBER.findall(text)
+    return found[-1].strip() if found else None
