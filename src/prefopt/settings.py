@@ -74,8 +74,9 @@ class DataSettings:
     """Read string prompts as a user's turn and string answers as the assistant's, so that they go through the chat template."""
     max_length: Size | None = None
     """Longest prompt + completion in tokens; the model's own limit when not given."""
-    truncation: Literal["error", "drop", "prompt_left", "completion_right"] = "error"
-    """What happens to longer rows: refuse, drop the row, cut the prompt's start, or cut the completions' ends."""
+    truncation: Literal["error", "drop", "prompt_left", "completion_right", "chunk"] = "error"
+    """What happens to longer rows: refuse, drop the row, cut the prompt's start, cut the completions' ends, or (pretrain only) train on
+    all of it in consecutive chunks."""
     max_truncated: Share = 0.01
     """Share of rows that may be cut or dropped for their length before the run refuses."""
     max_lost_eos: Share = 0.0

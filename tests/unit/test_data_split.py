@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data.split import overlap, prompt_key, split
-from prefopt.data.truncate import How, longest, truncate
+from prefopt.data.truncate import How, chunks, longest, truncate
 from prefopt.types import Branch, Completion, Example, Message, TokenTree
 
 
@@ -78,6 +78,21 @@ def test_truncation_properties(prompt: int, branches: list[int], limit: int, how
         assert len(now.ids) == len(now.scored)
         assert len(now.ids) in (len(was.ids), max(len(b.ids) for b in cut.branches))
     assert len(cut.prompt) == len(whole.prompt) or cut.prompt[0] == 100
+
+
+@given(st.integers(1, 40), st.integers(2, 12))
+def test_chunks_predict_every_token_once(length: int, limit: int) -> None:
+    whole = tree(1, [length])
+    parts = chunks(whole, limit)
+    assert [int(i) for part in parts for i in part.branches[0].ids] == whole.branches[0].ids.tolist()
+    assert sum(int(part.branches[0].scored.sum()) for part in parts) == int(whole.branches[0].scored.sum())
+    text = [*whole.prompt.tolist(), *whole.branches[0].ids.tolist()]
+    at = 0
+    for part in parts:
+        assert longest(part) == limit or part is parts[-1]
+        assert part.prompt.tolist() == [text[at]]
+        at += len(part.branches[0].ids)
+    assert len({part.group for part in parts}) == 1
 
 
 # --- split

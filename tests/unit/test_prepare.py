@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefopt.data.check import check
@@ -267,6 +268,34 @@ def test_pairs_made_identical_by_the_cut_are_dropped(make: Maker) -> None:
     ready = make(rows, "pairs", max_length=40, truncation="completion_right", max_truncated=0.1)
     assert ready.preflight.dropped["identical after truncation"].first.endswith(":100")
     assert len(ready.train) == 99
+
+
+def test_a_long_text_becomes_chunks_that_lose_nothing(make: Maker) -> None:
+    rows = [{"text": "short"}, {"text": "".join(chr(97 + i % 26) for i in range(95))}, {"text": "another"}]
+    whole = make(rows, "text")
+    ready = make(rows, "text", max_length=10, truncation="chunk")
+    assert [len(t.prompt) + len(t.branches[0].ids) for t in ready.train] == [7, *[10] * 10, 7, 9]
+    assert [t.index for t in ready.train] == list(range(13))
+    facts, before = ready.preflight.to_dict(), whole.preflight.to_dict()
+    assert facts["tokens"]["scored"] == before["tokens"]["scored"]
+    assert facts["facts"]["chunks of texts longer than max_length, no token lost"] == {"count": 11, "first": f"{make.folder}/d.jsonl:2"}
+    assert (facts["kept"], facts["longer_than_limit"]["count"]) == ({"train": 13, "heldout": 0}, 1)
+    assert "completions without their stop token" not in facts["facts"]
+    assert make.renderer.decode(np.concatenate([t.branches[0].ids for t in ready.train[1:12]])) == rows[1]["text"]
+
+
+def test_the_chunks_of_a_text_are_held_out_together(make: Maker) -> None:
+    rows = [{"text": f"{i:02} " + "x" * 40} for i in range(20)]
+    ready = make(rows, "text", max_length=12, truncation="chunk", eval_fraction=0.25)
+    sides = [{tree.where for tree in side} for side in (ready.train, ready.heldout)]
+    assert (len(sides[0]), len(sides[1]), sides[0] & sides[1]) == (15, 5, set())
+
+
+def test_only_plain_text_is_split_and_pretraining_is_told_so(make: Maker) -> None:
+    with pytest.raises(DataError, match=r"chunk splits plain text, and this method learns from pairs(.|\n)*use it with pretrain"):
+        make(PAIRS, "pairs", truncation="chunk")
+    with pytest.raises(DataError, match=r"1 of 1 rows \(100.0%\) are longer than 10 tokens(.|\n)*data.truncation=chunk"):
+        make([{"text": "x" * 20}], "text", max_length=10)
 
 
 def test_limits_that_cannot_be(make: Maker) -> None:

@@ -30,6 +30,7 @@ MENDABLE = (EMPTY, IDENTICAL, UNSCORED, UNLABELLED)
 PROMPT_CUT, COMPLETION_CUT, LOST_EOS = "prompt cut on the left", "completion cut on the right", "completions without their stop token"
 DUPLICATE, EMPTY_PROMPT, DOUBLED_BOS = "repeats an earlier row", "empty prompt", "doubled beginning-of-sequence token"
 SEEN_PROMPT, REPEATED = "held-out prompt is also trained on", "same answer twice in a ranking"
+CHUNKS = "chunks of texts longer than max_length, no token lost"
 
 
 FITS: Mapping[str, tuple[str, ...]] = {
@@ -165,8 +166,11 @@ class Preflight:
         if self.max_length is not None and length > self.max_length:
             self.too_long.add(tree.where)
 
-    def keep(self, was: TokenTree, tree: TokenTree) -> bool:
-        """Count a tree as it will be trained on (`was` before truncation); False when it has to be dropped after all."""
+    def keep(self, was: TokenTree, tree: TokenTree, *, ends: bool = True) -> bool:
+        """Count a tree as it will be trained on (`was` before truncation); False when it has to be dropped after all.
+
+        `ends` is False for a chunk of a text that goes on in the next one, and so has no stop token to lose.
+        """
         if any(not branch.scored.any() for branch in tree.branches):
             return self.drop(UNSCORED, tree.where)
         bodies = [branch.ids.tobytes() for branch in tree.branches]
@@ -175,7 +179,7 @@ class Preflight:
         self.sequences += len(tree.branches)
         self.note(PROMPT_CUT, tree.where, int(len(tree.prompt) < len(was.prompt)))
         self.note(COMPLETION_CUT, tree.where, sum(len(b.ids) < len(a.ids) for a, b in zip(was.branches, tree.branches, strict=True)))
-        self._special_tokens(tree)
+        self._special_tokens(tree, ends)
         self._compare("tokens", tree.branches, [int(branch.scored.sum()) for branch in tree.branches])
         self.tokens.update(
             prompt=len(tree.prompt),
@@ -186,25 +190,27 @@ class Preflight:
         )
         return True
 
-    def _special_tokens(self, tree: TokenTree) -> None:
+    def _special_tokens(self, tree: TokenTree, ends: bool) -> None:
         if self.renderer is None:
             return
         bos = self.renderer.tokenizer.bos_token_id
         head = tree.prompt if len(tree.prompt) > 1 else np.concatenate([tree.prompt, tree.branches[0].ids])
         self.note(DOUBLED_BOS, tree.where, int(bos is not None and list(head[:2]) == [bos, bos]))
         stops = self.renderer.stop_ids
+        if not ends:
+            return
         self.note(LOST_EOS, tree.where, sum(int(b.ids[b.scored.nonzero()[0][-1]]) not in stops for b in tree.branches))
 
     # --- verdict
 
-    def enforce(self, settings: DataSettings) -> None:
-        """Refuse data that pass a bound.
+    def enforce(self, settings: DataSettings, data: str) -> None:
+        """Refuse data that pass a bound, for a method that learns from `data`.
 
         Raises:
             DataError: names what passed which bound, where it was first seen, and the option that accepts it.
         """
         self._enforce_dropped(settings.max_dropped)
-        self._enforce_length(settings)
+        self._enforce_length(settings, data)
         lost = self.facts.get(LOST_EOS, Tally())
         share = lost.count / max(self.sequences, 1)
         if share > settings.max_lost_eos:
@@ -223,18 +229,21 @@ class Preflight:
             fix = f"mend or remove them, or accept the loss with data.max_dropped={_round_up(share)}"
             raise DataError(f"{share:.1%} of {self.rows} rows cannot be trained on: {reasons}", where=found[0][1].first, fix=fix)
 
-    def _enforce_length(self, settings: DataSettings) -> None:
+    def _enforce_length(self, settings: DataSettings, data: str) -> None:
         long = self.too_long
         share = long.count / max(self.rows, 1)
         bound = _round_up(share)
         what = (
             f"{long.count} of {self.rows} rows ({share:.1%}) are longer than {self.max_length} tokens; the longest has {self.longest.count}"
         )
+        if settings.truncation == "error" and long.count and data == "text":
+            fix = "set data.truncation=chunk, which splits them and loses nothing, or raise data.max_length"
+            raise DataError(what, where=long.first, fix=fix)
         if settings.truncation == "error" and long.count:
             more = f" data.max_truncated={bound}" if share > settings.max_truncated else ""
             fix = f"raise data.max_length, or set data.truncation=drop, prompt_left or completion_right{' with' if more else ''}{more}"
             raise DataError(what, where=long.first, fix=fix)
-        if share > settings.max_truncated:
+        if share > settings.max_truncated and settings.truncation != "chunk":
             raise DataError(what, where=long.first, fix=f"raise data.max_length, or accept it with data.max_truncated={bound}")
 
     # --- account

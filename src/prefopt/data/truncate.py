@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
+from prefopt.data.split import prompt_key
 from prefopt.types import Branch, TokenTree
 
 How = Literal["drop", "prompt_left", "completion_right"]
@@ -29,6 +32,26 @@ def truncate(tree: TokenTree, max_length: int, how: How, *, bos_id: int | None =
     if how == "completion_right":
         return _cut_branches(tree, max_length - len(tree.prompt))
     return None
+
+
+def chunks(tree: TokenTree, max_length: int) -> list[TokenTree]:
+    """A plain text (a first token, then one branch) as consecutive sequences of at most `max_length` >= 2 tokens.
+
+    Each begins with the last token of the one before it, unscored there, so every token but the text's first is predicted once, as in
+    the whole text. The chunks are of one group: a split into training and held-out rows keeps a text together.
+    """
+    (branch,) = tree.branches
+    step, group = max_length - 1, tree.group or prompt_key(tree).hex()
+    ids = np.concatenate([tree.prompt, branch.ids])
+    return [
+        replace(
+            tree,
+            prompt=ids[at : at + 1],
+            branches=(replace(branch, ids=ids[at + 1 : at + 1 + step], scored=branch.scored[at : at + step]),),
+            group=group,
+        )
+        for at in range(0, len(branch.ids), step)
+    ]
 
 
 def _cut_prompt(tree: TokenTree, max_length: int, bos_id: int | None) -> TokenTree | None:

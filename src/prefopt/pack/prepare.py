@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prefopt.data.formats import as_chat, closest, renaming
-from prefopt.data.preflight import FITS, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
+from prefopt.data.preflight import CHUNKS, FITS, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
 from prefopt.data.read import read
 from prefopt.data.split import overlap, split
-from prefopt.data.truncate import truncate
+from prefopt.data.truncate import chunks, longest, truncate
 from prefopt.errors import DataError
 from prefopt.settings import DataSettings
 from prefopt.types import Example, TokenTree
@@ -42,7 +42,7 @@ def prepare(
     Raises:
         DataError: rows that cannot be read or do not fit the method, or data beyond a bound of the preflight.
     """
-    _check(settings)
+    _check(settings, data)
     preflight = Preflight(renderer, _limit(settings.max_length, max_length))
     train = _trees(settings.path, 0, settings, data, preflight)
     heldout: list[TokenTree] = []
@@ -58,11 +58,14 @@ def prepare(
     preflight.kept.update(train=len(train), heldout=len(heldout))
     if say is not None:
         say(preflight.table())
-    preflight.enforce(settings)
+    preflight.enforce(settings, data)
     return Prepared(train, heldout, preflight)
 
 
-def _check(settings: DataSettings) -> None:
+def _check(settings: DataSettings, data: str) -> None:
+    if settings.truncation == "chunk" and data != "text":
+        what = f"data.truncation=chunk splits plain text, and this method learns from {data}, which no cut may part"
+        raise DataError(what, fix="use it with pretrain, or choose drop, prompt_left or completion_right")
     if not 0 <= settings.eval_fraction < 1:
         raise DataError(f"data.eval_fraction={settings.eval_fraction} is not in [0, 1)", fix="0.05 holds out a twentieth of the groups")
     if settings.eval_path is not None and settings.eval_fraction:
@@ -87,14 +90,25 @@ def _trees(path: str | list[str], start: int, settings: DataSettings, data: str,
     for whole in renderer.trees(_admitted(path, settings, data, preflight)):
         was = _score_all(whole) if data == "text" else whole
         preflight.measure(was)
-        tree: TokenTree | None = was
-        if settings.truncation != "error" and preflight.max_length is not None:
-            tree = truncate(was, preflight.max_length, settings.truncation, bos_id=renderer.tokenizer.bos_token_id)
-        if tree is None:
-            preflight.drop(TOO_LONG, was.where)
-        elif preflight.keep(was, tree):
+        for tree in _fitted(was, settings, preflight, renderer.tokenizer.bos_token_id):
             kept.append(replace(tree, index=start + len(kept)))
     return kept
+
+
+def _fitted(was: TokenTree, settings: DataSettings, preflight: Preflight, bos_id: int | None) -> list[TokenTree]:
+    """What is trained on of a row: itself, cut or in chunks as asked where it is too long, or nothing; counted."""
+    limit, how = preflight.max_length, settings.truncation
+    if limit is None or how == "error" or longest(was) <= limit:
+        return [was] if preflight.keep(was, was) else []
+    if how == "chunk":
+        parts = chunks(was, limit)
+        preflight.note(CHUNKS, was.where, len(parts))
+        return [part for part in parts if preflight.keep(part, part, ends=part is parts[-1])]
+    tree = truncate(was, limit, how, bos_id=bos_id)
+    if tree is None:
+        preflight.drop(TOO_LONG, was.where)
+        return []
+    return [tree] if preflight.keep(was, tree) else []
 
 
 def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, preflight: Preflight) -> Iterator[Example]:
