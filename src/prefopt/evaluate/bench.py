@@ -14,6 +14,8 @@ import numpy as np
 from prefopt.data.formats import as_chat
 from prefopt.data.read import read, tables
 from prefopt.errors import DataError, ModelError
+from prefopt.evaluate import guard
+from prefopt.evaluate.guard import Training
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.rows import figure as row_of
 from prefopt.evaluate.table import kept
@@ -88,7 +90,7 @@ class Bench:
         data: the data section. rollout: how answers are drawn. judge: who says which answer is better.
         seed: of every bootstrap and of the split of pairs. harm: what requests without a label are (see the safety suite).
         out: the stage's folder. say: is given lines for the user. data_sha256: of the files.
-        admit: the data guard; is given the rows a suite is about to use.
+        training: what the models were trained on. seen: what happens to rows of it.
         open: opens a further model by its path.
     """
 
@@ -102,7 +104,8 @@ class Bench:
     out: Path = Path()
     say: Callable[[str], object] = print
     data_sha256: str = ""
-    admit: Callable[[Sequence[Any]], None] = lambda rows: None
+    training: Training = field(default_factory=Training)
+    seen: str = "error"
     open: Callable[[str], Any] = lambda path: None
     drawn: dict[Hashable, list[Sample]] = field(default_factory=dict)
 
@@ -118,7 +121,7 @@ class Bench:
         Raises:
             DataError: there is none.
         """
-        found = list(read(self.data.path, limit=self.data.limit))
+        found = list(read(self.data.eval_path or self.data.path, limit=self.data.limit))
         if not found:
             raise DataError("no rows to evaluate on", fix="see data.path")
         return [as_chat(row) for row in found] if self.data.chat else found
@@ -140,6 +143,31 @@ class Bench:
     def reward_model(self) -> Any:
         """The judge's reward model (`judge.path`)."""
         return self.open(str(self.judge.path))
+
+    def guard(self) -> dict[str, object]:
+        """Refuse, leave out or note rows that the models were trained on; returns notes for the evaluation.
+
+        Raises:
+            DataError: there are such rows, and `seen` is "error".
+        """
+        rows = self.rows
+        if self.data.eval_path is not None or self.data.eval_fraction:  # the rest is left to the training stage
+            held = {tree.where for tree in self.trees}
+            rows = [row for row in rows if row.where in held]
+        self.rows = rows
+        notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
+        notes |= {"training_unknown": "; ".join(self.training.unknown)} if self.training.unknown else {}
+        found = guard.seen(rows, self.training.rows())
+        if not found:
+            return notes
+        guard.write(found, self.out)
+        if self.seen == "error":
+            guard.refuse(found, len(rows), self.out)
+        if self.seen == "drop":
+            places = {hit.where for hit in found}
+            self.trees = [tree for tree in self.trees if tree.where not in places]
+            self.rows = [row for row in rows if row.where not in places]
+        return {**notes, f"rows_seen_in_training_{'dropped' if self.seen == 'drop' else 'kept'}": len(found)}
 
     @cached_property
     def can_answer(self) -> bool:
@@ -163,7 +191,6 @@ class Bench:
             variant: names a changed way of asking (another template), which is another answer.
             policy: the policy to ask, where it is not the model as it is.
         """
-        self.admit(rows)
         keys = [(who.path, variant, _identity(row.prompt)) for row in rows]
         missing = [i for i, key in enumerate(keys) if key not in self.drawn]
         if missing:

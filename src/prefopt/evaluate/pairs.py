@@ -90,7 +90,6 @@ def measure(bench: Bench) -> Measured:
     found = chosen_and_rejected(model, bench.trees)
     if not found.pairs:
         raise DataError("no row holds a preference (two completions of unequal rank)", fix="see `prefopt data check`")
-    bench.admit([pair.tree for pair in found.pairs])
     return found if reference is None else found._replace(values=found.values - chosen_and_rejected(reference, bench.trees).values)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from prefopt.evaluate.bench import Answers, Bench, Findings, slice_of
+from prefopt.evaluate.bench import Answers, Bench, Findings, sample_row, slice_of
 from prefopt.evaluate.pairs import chosen_and_rejected
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import kept, slices
@@ -41,7 +41,8 @@ def run(bench: Bench) -> Findings:
     answers = [bench.answers(who, rows) for who in bench.subjects]
     figures = [*distance(bench, answers[0]), *_entropy(bench, answers), *_writing(bench, answers), *_likelihood(bench)]
     kl = next((f for f in figures if f.metric == "kl"), None)
-    return Findings(figures, told=f"KL {kl.value:.2f} nats" if kl else "")
+    samples = [sample_row(i, row, answers) for i, row in enumerate(answers[0].rows)]
+    return Findings(figures, {}, samples, f"KL {kl.value:.2f} nats" if kl else "")
 
 
 def trees_of(own: Answers) -> list[TokenTree]:

@@ -44,9 +44,10 @@ def run(names: str | Sequence[str], bench: Bench) -> str:
         DataError: rows that a suite cannot use, or that the model was trained on.
     """
     asked = [names] if isinstance(names, str) else list(names)
-    found = {name: SUITES[name].run(bench) for name in chosen(asked, bench)}
+    names, notes = chosen(asked, bench), bench.guard()
+    found = {name: SUITES[name].run(bench) for name in names}
     figures = _once(f for findings in found.values() for f in findings.figures)
-    notes = {name: value for findings in found.values() for name, value in findings.notes.items()}
+    notes |= {name: value for findings in found.values() for name, value in findings.notes.items()}
     samples = _merged([row for findings in found.values() for row in findings.samples])
     told: dict[str, Any] = {
         "suite": ", ".join(asked),

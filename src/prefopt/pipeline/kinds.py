@@ -110,6 +110,8 @@ class EvaluateOptions:
     of a training stage, pairs takes just the rows which that stage holds out."""
     baseline: str | None = None
     """Another model to compare with; for pairs the reference of the policy's implicit reward."""
+    seen: Literal["error", "drop", "keep"] = "error"
+    """What happens to rows that the models were trained on: an error that names them, left out, or kept."""
     seed: Count = 0
     """Of every bootstrap, and of the split of pairs into training and held-out rows, as train.seed is."""
 

@@ -14,6 +14,7 @@ from prefopt.errors import OptionError
 from prefopt.pipeline import record, rows
 from prefopt.pipeline.create import create as create_model
 from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions, RowsSettings
+from prefopt.pipeline.lineage import HELDOUT, training
 from prefopt.pipeline.recipe import Stage
 from prefopt.pipeline.run import Context, Done
 
@@ -37,6 +38,8 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, seed=seed, say=context.say)
     record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
     record.write_text(folder / "tokens.json", json.dumps([shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]]))
+    if prepared.heldout:
+        record.write_text(folder / HELDOUT, "".join(f"{tree.where}\n" for tree in prepared.heldout))
     given = {name: settings[name] for name in ("train", "lora", "reference") if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
     result = fit(setup, model, prepared, out=folder, track=settings["track"])
@@ -165,7 +168,9 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         out=folder,
         say=context.say,
         data_sha256=record.digest([record.digest_path(path) for path in files]),
-        open=partial(open_model, settings, kind="auto"),
+        open=lambda path: open_model(settings, path=path),
+        training=training(paths),
+        seen=options.seen,
     )
     facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256}
     return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))

@@ -1,0 +1,82 @@
+"""Which data trained a model, from the records that training left: the stage that made it, and those behind what it started from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from prefopt.data.read import read
+from prefopt.errors import DataError
+from prefopt.evaluate.guard import Training
+from prefopt.pipeline import record
+from prefopt.types import Example
+
+HELDOUT = "heldout.txt"
+"""The rows that a training stage held out of its own data, a place a line."""
+
+
+class Source(NamedTuple):
+    """The data of one training stage: its settings, and the places of the rows it held out."""
+
+    stage: str
+    paths: list[str]
+    limit: int | None
+    heldout: frozenset[str]
+
+
+def training(models: Sequence[str]) -> Training:
+    """What trained these models, as far as their folders tell."""
+    sources: dict[tuple[Any, ...], Source] = {}
+    unknown: list[str] = []
+    for model in models:
+        for found in _sources(Path(model)):
+            if isinstance(found, str):
+                unknown.append(found)
+            else:
+                sources[found.stage, *found.paths] = found
+    readable = [source for source in sources.values() if all(Path(path).exists() for path in source.paths)]
+    gone = [f"{source.stage}: its data are gone" for source in sources.values() if source not in readable]
+    files = [path for source in readable for path in source.paths]
+    return Training(lambda: _rows(readable), tuple(dict.fromkeys(files)), tuple(dict.fromkeys([*unknown, *gone])))
+
+
+def _rows(sources: Sequence[Source]) -> Iterator[Example]:
+    for source in sources:
+        try:
+            yield from (row for row in read(source.paths, limit=source.limit) if row.where not in source.heldout)
+        except DataError:
+            continue  # files that changed since training and can no longer be read tell nothing
+
+
+def _sources(model: Path) -> Iterator[Source | str]:
+    """The training stages behind a model folder, newest first; a string says where the trail ends."""
+    folder = model.parent if model.name == "model" else model
+    entry, settings = record.read_json(folder / "record.json"), _settings(folder)
+    if not isinstance(entry, dict) or not settings:
+        yield f"{model}: no record of what trained it"
+        return
+    if entry.get("kind") == "create":
+        return
+    data = settings.get("data") or {}
+    heldout = folder / HELDOUT
+    if data.get("eval_fraction") and not heldout.exists():
+        yield f"{folder.name}: which rows it held out was not recorded"
+    elif data.get("path"):
+        paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"])
+        lines = heldout.read_text(encoding="utf-8").splitlines() if heldout.exists() else []
+        yield Source(str(entry.get("name")), paths, data.get("limit"), frozenset(lines))
+    start = (settings.get("model") or {}).get("path")
+    if isinstance(start, str):
+        yield from _sources(Path(start))
+
+
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """The stage as it was run, references resolved."""
+    try:
+        stages = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["stages"]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return {}
+    return stages[0] if stages and isinstance(stages[0], dict) else {}

@@ -1,0 +1,113 @@
+"""The data guard: rows that were trained on are found by prompt and by thirteen words, templates are not, and the trail is followed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from prefopt.errors import DataError
+from prefopt.evaluate import guard, suites
+from prefopt.evaluate.guard import Training, seen
+from prefopt.pipeline.lineage import training
+from prefopt.types import Completion, Example, Message
+from tests.benches import Scripted, bench_of
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen", "fourteen"]
+
+
+def row(text: str, where: str = "eval.jsonl:1", **more: object) -> Example:
+    return Example(prompt=text, where=where, **more)  # type: ignore[arg-type]
+
+
+def chat(*turns: str, where: str = "train.jsonl:1") -> Example:
+    roles = ("user", "assistant")
+    said = tuple(Message(roles[i % 2], turn) for i, turn in enumerate(turns))
+    return Example(prompt=(), completions=(Completion(content=said),), where=where)
+
+
+def test_a_prompt_is_known_again_whatever_its_case_and_system_message() -> None:
+    asked = Example(prompt=(Message("system", "Be brief."), Message("user", "Who is  THERE?")), where="eval.jsonl:1")
+    trained = Example(prompt=(Message("user", "who is there?"),), where="train.jsonl:7")
+    assert seen([asked], [trained]) == [("eval.jsonl:1", "train.jsonl:7", "same prompt")]
+    assert seen([asked], [row("who was there?", "train.jsonl:7")]) == []
+
+
+def test_a_conversation_holds_the_prompt_of_each_of_its_answers() -> None:
+    asked = Example(prompt=(Message("user", "a?"), Message("assistant", "b"), Message("user", "c?")), where="eval.jsonl:1")
+    assert [hit.where for hit in seen([asked], [chat("a?", "b", "c?", "d")])] == ["eval.jsonl:1"]
+    assert seen([asked], [chat("a?", "x", "c?", "d")]) == []
+
+
+@pytest.mark.parametrize(("shared", "found"), [(13, True), (12, False)])
+def test_thirteen_words_in_a_row_are_a_copy(shared: int, found: bool) -> None:
+    asked = row("Say " + " ".join(WORDS[:shared]) + ".")
+    trained = Example(prompt="", completions=(Completion(content=", ".join(WORDS[:shared]).upper() + " and so on"),), where="train.jsonl:3")
+    assert bool(seen([asked], [trained])) == found
+
+
+def test_a_form_of_words_is_no_copy() -> None:
+    asked = row("Say " + " ".join(WORDS))
+    trained = [row(f"Repeat {' '.join(WORDS)} {i}", f"train.jsonl:{i}") for i in range(guard.COMMON + 1)]
+    assert seen([asked], trained) == []
+    assert len(seen([asked], trained[:-1])) == 1
+
+
+def test_rows_that_were_seen_are_an_error_that_names_them(tmp_path: Path) -> None:
+    rows = [row(f"question {i}", f"eval.jsonl:{i}") for i in range(8)]
+    trained = Training(lambda: [row(f"question {i}", f"train.jsonl:{i}") for i in range(2, 8)], ("train.jsonl",))
+    bench = bench_of(tmp_path, Scripted("a", ["x"] * 8), rows=rows, training=trained)
+    with pytest.raises(DataError, match=r"6 of 8 rows .*: eval.jsonl:2 \(same prompt as train.jsonl:2\), .* and 2 more in .*seen.jsonl"):
+        suites.run("shift", bench)
+    assert len((tmp_path / "seen.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(("choice", "left"), [("drop", 2), ("keep", 8)])
+def test_rows_that_were_seen_can_be_left_out_or_kept_openly(choice: str, left: int, tmp_path: Path) -> None:
+    rows = [row(f"question {i}", f"eval.jsonl:{i}") for i in range(8)]
+    trained = Training(lambda: rows[2:], ("train.jsonl",))
+    suites.run("shift", bench_of(tmp_path, Scripted("a", ["x"] * 8), rows=rows, training=trained, seen=choice))
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["n"] == left
+    assert sum(value for name, value in found.items() if name.startswith("rows_seen_in_training")) == 6
+
+
+# --- the trail --------------------------------------------------------------------------------------------------------
+
+
+def stage(folder: Path, kind: str, data: Path | None, start: Path | None, **data_settings: object) -> Path:
+    folder.mkdir(parents=True)
+    settings = {"kind": kind, "name": folder.name, "data": {"path": str(data), **data_settings}, "model": {"path": str(start)}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [settings]}))
+    (folder / "record.json").write_text(json.dumps({"kind": kind, "name": folder.name}))
+    return folder / "model"
+
+
+def file(path: Path, *prompts: str) -> Path:
+    path.write_text("".join(json.dumps({"prompt": prompt, "completion": "x"}) + "\n" for prompt in prompts))
+    return path
+
+
+def test_the_trail_goes_through_every_stage_behind_a_model(tmp_path: Path) -> None:
+    base = stage(tmp_path / "create", "create", None, None)
+    sft = stage(tmp_path / "sft", "sft", file(tmp_path / "sft.jsonl", "a", "b"), base)
+    dpo = stage(tmp_path / "dpo", "dpo", file(tmp_path / "dpo.jsonl", "c", "d", "e"), sft, eval_fraction=0.3)
+    (tmp_path / "dpo" / "heldout.txt").write_text(f"{tmp_path / 'dpo.jsonl'}:2\n")
+    found = training([str(dpo), str(sft)])
+    assert [example.prompt for example in found.rows()] == ["c", "e", "a", "b"]
+    assert found.unknown == ()
+    assert len(found.files) == 2
+
+
+def test_what_the_trail_does_not_tell_is_said(tmp_path: Path) -> None:
+    dpo = stage(tmp_path / "dpo", "dpo", file(tmp_path / "dpo.jsonl", "c"), tmp_path / "hub-model", eval_fraction=0.3)
+    sft = stage(tmp_path / "sft", "sft", tmp_path / "gone.jsonl", dpo)
+    found = training([str(sft)])
+    assert list(found.rows()) == []
+    assert [text.split(": ")[-1] for text in found.unknown] == [
+        "which rows it held out was not recorded",
+        "no record of what trained it",
+        "its data are gone",
+    ]
