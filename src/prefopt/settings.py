@@ -126,6 +126,24 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """The outputs of a reward model: several on one trunk are an ensemble, or the attributes that make up a score."""
+
+    count: Size = 1
+    """Members of an ensemble: score heads on one trunk, each drawn anew and taught by its own share of the rows."""
+    bag: Annotated[float, Gt(0), Le(1)] = 0.7
+    """Share of the rows that each member learns from."""
+    rule: Literal["mean", "min", "lower_bound"] = "mean"
+    """How members, normalised, become one score: their mean, the smallest, or the mean less k standard deviations."""
+    k: AtLeast0 = 1.0
+    """Standard deviations over the members that lower_bound takes off."""
+    attributes: dict[str, float] = field(default_factory=dict)
+    """A head for each attribute, taught by the rows whose `source` is its name; the score is the sum with these weights."""
+    solution: Literal["product", "min", "last", "mean"] = "product"
+    """How a process reward model makes one score of the probabilities of the steps; `prefopt score solution=...` asks otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutSettings:
     """How completions are sampled."""
 

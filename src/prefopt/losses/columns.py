@@ -24,7 +24,9 @@ class View:
     Attributes:
         batch: the packed trees.
         logps_T, ref_logps_T: log-probs of the scored tokens under policy and reference, nats.
-        scores_S: a reward model's score of each sequence. step_logits_J: its logit at each labelled step.
+        scores_S: a reward model's score of each sequence. step_logits_J: its logit at each labelled step. With several outputs both have
+            a column for each: [S, E], [J, E].
+        learns_SE: which outputs learn from each sequence, bool; None for all.
         entropy_T: entropy of the policy's next-token distribution, nats. collision_T: log Σ_V p², nats (WPO).
         kl: KTO's reference point before clamping, a scalar of the whole step. delta: BCO's reward shift, likewise.
     """
@@ -34,6 +36,7 @@ class View:
     ref_logps_T: Tensor | None = None
     scores_S: Tensor | None = None
     step_logits_J: Tensor | None = None
+    learns_SE: Tensor | None = None
     entropy_T: Tensor | None = None
     collision_T: Tensor | None = None
     kl: Tensor | None = None

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from prefopt.errors import OptionError, did_you_mean
-from prefopt.losses import listwise, metrics, pairwise, reward, supervised, unpaired
+from prefopt.losses import listwise, metrics, outputs, pairwise, reward, supervised, unpaired
 from prefopt.losses.columns import COLUMNS, View, probe
 from prefopt.losses.numeric import require
 from prefopt.losses.ragged import segment_mean
@@ -77,6 +77,11 @@ class Method:
         """Columns read, those of added rows included."""
         return frozenset(self.arguments.values()).union(*(METHODS[name].needs for name in self.plus))
 
+    @cached_property
+    def readings(self) -> frozenset[str]:
+        """What the model must give, "logps", "scores" or both."""
+        return frozenset({self.reads}).union(*(METHODS[name].readings for name in self.plus))
+
     @property
     def needs_reference(self) -> bool:
         """Whether log-probs of a reference policy are read."""
@@ -115,13 +120,21 @@ class Method:
             options: the method's own options where they differ from the defaults.
             mix: row -> weight, added to `plus`.
         """
-        columns = {name: COLUMNS[column](view) for name, column in self.arguments.items()}
-        values = self.loss(**columns, **{**self.options, **(options or {})})
-        if self.unit == "sequence" and "logps" in self.arguments.values():
-            values = segment_mean(values, COLUMNS["sequence"](view), view.batch.sequences)
+        chosen = {**self.options, **(options or {})}
+        if self.reads == "scores" and outputs.several(view):
+            values = outputs.each(view, self.unit, lambda one: self._values(one, chosen))
+        else:
+            values = self._values(view, chosen)
         own = Term(values, self.unit, 1.0, self.loss.__name__)
         added = [(name, weight, METHODS[name].terms(view)[0]) for name, weight in self.mixed(mix).plus.items()]
         return [own, *(term._replace(weight=weight, name=name) for name, weight, term in added)]
+
+    def _values(self, view: View, options: Mapping[str, Any]) -> Tensor:
+        """The loss of a view, unreduced."""
+        values = self.loss(**{name: COLUMNS[column](view) for name, column in self.arguments.items()}, **options)
+        if self.unit == "sequence" and "logps" in self.arguments.values():
+            return segment_mean(values, COLUMNS["sequence"](view), view.batch.sequences)
+        return values
 
     def metrics(self, view: View, options: Mapping[str, Any] | None = None) -> dict[str, Stat]:
         """What to log of a batch, as sums and counts; `metrics.UNITS_OF_METRICS` says what each is."""
@@ -154,13 +167,14 @@ class Method:
             raise OptionError(f"'{name}' is no method", where=where, fix=did_you_mean(name, METHODS))
         check_type(where, weight, float)
         other = METHODS[name]
-        if other.reads != self.reads or (other.data != self.data and (other.data, self.data) not in MIXABLE):
+        language = self.reads == "scores" and other.unit == "token"  # a language model's loss on the trunk of a reward model
+        if (other.reads != self.reads and not language) or (other.data != self.data and (other.data, self.data) not in MIXABLE):
             raise OptionError(f"{name} reads {other.data} and cannot be added to a method that reads {self.data}", where=where)
         if other.coupling:
             raise OptionError(f"{name} couples the completions of a step and cannot be added to another method", where=where)
 
 
-MIXABLE = {("demonstrations", "pairs"), ("demonstrations", "rankings"), ("pairs", "rankings")}
+MIXABLE = {("demonstrations", "pairs"), ("demonstrations", "judgements"), ("demonstrations", "rankings"), ("pairs", "rankings")}
 """(added row's data, method's data) that go together besides equal ones: a ranking holds pairs, and both hold a best answer to imitate."""
 
 

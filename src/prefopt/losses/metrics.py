@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prefopt.losses import outputs
 from prefopt.losses.columns import COLUMNS, View, policy_ratio
 from prefopt.losses.numeric import difference, token_mean, wide
 from prefopt.types import Stat
@@ -56,8 +57,9 @@ def of_logps(view: View, data: str, *, beta: float, per_token: bool) -> dict[str
 
 
 def of_scores(view: View) -> dict[str, Stat]:
-    """Metrics of a reward model, of whole answers or of steps."""
+    """Metrics of a reward model, of whole answers or of steps; of several outputs, the mean over those that learn from a row."""
     with torch.no_grad():
+        view = outputs.mean(view)
         totals: Totals = {}
         if view.step_logits_J is not None:
             right = (COLUMNS["step_logits"](view) > 0) == (COLUMNS["step_labels"](view) > 0.5)

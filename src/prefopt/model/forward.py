@@ -49,7 +49,9 @@ def head_of(model: Any) -> Head:
         ModelError: the model has no linear output head.
     """
     base = base_of(model)
-    linear = base.get_output_embeddings()
+    linear = base.get_output_embeddings() or getattr(base, "lm_head", None)
+    if linear is None and getattr(base.config, "tie_word_embeddings", False):
+        linear = base.get_input_embeddings()  # a reward model whose language head is its embedding
     if linear is None or not hasattr(linear, "weight") or hasattr(linear, "lora_A"):
         raise ModelError(f"{type(base).__name__} has no plain linear output head", fix="leave lm_head out of lora.targets")
     config = base.config
@@ -64,17 +66,35 @@ def policy_logps(model: Any, batch: Batch, *, stats: bool = False) -> TokenStats
 
 
 def reward_scores(model: Any, batch: Batch) -> torch.Tensor:
-    """Scores [S] read at the last token of every sequence, float32."""
+    """Scores [S] read at the last token of every sequence, float32; [S, E] of a model with E outputs."""
     hidden = hidden_states(model, batch)[batch.last_S]
     return _scores(model, hidden)
 
 
+def reward_outputs(model: Any, batch: Batch, *, steps: bool, logps: bool) -> dict[str, torch.Tensor]:
+    """What a reward model's method reads, from one forward pass, under the names of `View`.
+
+    Args:
+        model: a reward model.
+        batch: laid out as it takes it.
+        steps: read the logits of labelled steps, not the scores of answers.
+        logps: read its language head too.
+    """
+    hidden = hidden_states(model, batch)
+    name, place = ("step_logits_J", batch.step_index_J) if steps else ("scores_S", batch.last_S)
+    found = {name: _scores(model, hidden[place])}
+    if logps:
+        found["logps_T"] = token_logps(hidden[batch.source_T], batch.target_T, head_of(model)).logps_T
+    return found
+
+
 def step_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits [J] of a process reward model at the labelled step ends, float32."""
+    """Logits [J] (or [J, E]) of a process reward model at the labelled step ends, float32."""
     hidden = hidden_states(model, batch)[batch.step_index_J]
     return _scores(model, hidden)
 
 
 def _scores(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     head: Any = base_of(model).score
-    return head(hidden)[:, 0].float()
+    outputs: torch.Tensor = head(hidden).float()
+    return outputs[:, 0] if outputs.shape[1] == 1 else outputs

@@ -61,9 +61,33 @@ def load_causal(settings: ModelSettings, *, seed: int = 0) -> PreTrainedModel:
     return _load(AutoModelForCausalLM, settings, seed)
 
 
-def load_scorer(settings: ModelSettings, *, seed: int = 0) -> PreTrainedModel:
-    """A sequence-classification model with one output; started from a causal LM its score head is drawn from `seed`."""
-    return _load(AutoModelForSequenceClassification, settings, seed, num_labels=1)
+def load_scorer(settings: ModelSettings, *, outputs: int | None = None, seed: int = 0) -> PreTrainedModel:
+    """A sequence-classification model; started from a causal LM its score head is drawn from `seed`.
+
+    Args:
+        settings: which.
+        outputs: of the score head; None for as many as a reward model has, and one for a causal LM.
+        seed: of what is new.
+
+    Raises:
+        ModelError: a reward model with another number of outputs.
+    """
+    config = load_config(settings.path)
+    found = int(config.num_labels) if is_reward_model(config) else None
+    if None not in (found, outputs) and found != outputs:
+        fix = "start from the language model, or leave heads out"
+        raise ModelError(f"this reward model has {found} outputs, {outputs} are asked for", where=settings.path, fix=fix)
+    return _load(AutoModelForSequenceClassification, settings, seed, num_labels=outputs or found or 1)
+
+
+def add_language_head(model: PreTrainedModel, settings: ModelSettings) -> None:
+    """Keep the language head beside the score head, so that a likelihood can be learned on the same trunk.
+
+    A model whose output head is its embedding has it already; otherwise it becomes `model.lm_head` and is saved with the weights. Such a
+    folder opens as a reward model and as a language model.
+    """
+    if not getattr(model.config, "tie_word_embeddings", False):
+        model.lm_head = load_causal(settings).get_output_embeddings()
 
 
 def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTrainedModel:

@@ -12,8 +12,10 @@ from typing import Any, Literal, get_type_hints
 
 from prefopt.pipeline.check import hints
 from prefopt.settings import (
+    AtLeast0,
     Count,
     DataSettings,
+    HeadSettings,
     JudgeSettings,
     LoraSettings,
     ModelSettings,
@@ -90,12 +92,27 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnsembleOptions:
+    """Reward models that become one."""
+
+    members: list[str] = field(default_factory=list)
+    """Folders of reward models, or of the adapters of LoRA runs on one base (the `adapter` beside `model`)."""
+    rule: Literal["mean", "min", "lower_bound", "average_weights"] = "mean"
+    """How the members' normalised scores become one: the mean, the smallest, or the mean less k standard deviations; average_weights makes
+    one model of the mean of their weights."""
+    k: AtLeast0 = 1.0
+    """Standard deviations that lower_bound takes off."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
     """How a policy scores; a reward model needs none of it."""
 
     reference: str | None = None
     """A policy to measure against: scores are beta * (log pi - log pi_ref) of the completion, in nats."""
     beta: Positive = 1.0
+    solution: Literal["product", "min", "last", "mean"] | None = None
+    """How a process reward model makes one score of the steps; what its training set when not given."""
 
 
 SuiteName = Literal["default", "world", "truth", "preference", "shift", "pairs"]
@@ -147,6 +164,7 @@ KINDS: dict[str, Kind] = {
         _kind("create", ("model",), CreateOptions, data=RowsSettings),
         _kind("sample", ("data",), NoOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
         _kind("score", ("data",), ScoreOptions, model=ModelSettings, data=RowsSettings),
+        _kind("ensemble", ("model",), EnsembleOptions),
         _kind("label", ("data",), LabelOptions, data=RowsSettings),
         _kind(
             "evaluate",
@@ -164,6 +182,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelSettings,
     "reference": ReferenceSettings,
     "lora": LoraSettings,
+    "heads": HeadSettings,
     "data": DataSettings,
     "train": TrainSettings,
     "rollout": RolloutSettings,
@@ -193,7 +212,7 @@ def get(name: str, mix: Mapping[str, Any] | None = None) -> Kind:
 
     method = METHODS[name]
     needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference
-    unread = {"rollout", "judge"} if needs_reference else {"rollout", "judge", "reference"}
+    unread = {"rollout", "judge", *(() if needs_reference else ("reference",)), *(() if method.reads == "scores" else ("heads",))}
     sections = {section: cls for section, cls in SECTIONS.items() if section not in unread}
     types = get_type_hints(method.loss)
     options = {option: types[option] for option in method.options}

@@ -23,7 +23,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from prefopt.errors import OptionError, did_you_mean
 from prefopt.pipeline import kinds
@@ -208,7 +208,12 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
 def _reads(kind: Kind, key: Sequence[str]) -> bool:
     if len(key) == 1:
         return key[0] in kind.options
-    return key[0] in kind.sections and len(key) == 2 and (key[0] == MIX or key[1] in _keys(kind, key[0]))
+    if key[0] not in kind.sections:
+        return False
+    if key[0] == MIX:
+        return len(key) == 2
+    hint = _keys(kind, key[0]).get(key[1])
+    return hint is not None and (len(key) == 2 or (len(key) == 3 and get_origin(hint) is dict))
 
 
 def _wired(source: Source, i: int, key: Sequence[str]) -> bool:

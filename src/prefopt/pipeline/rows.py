@@ -15,7 +15,7 @@ import numpy as np
 from prefopt.errors import DataError, OptionError
 from prefopt.pipeline.kinds import LabelOptions
 from prefopt.settings import RolloutSettings
-from prefopt.types import Example, Text, as_answer, plain
+from prefopt.types import Completion, Example, Text, as_answer, as_text, plain
 
 if TYPE_CHECKING:
     from prefopt.rollout.policy import Policy, RewardModel
@@ -78,21 +78,37 @@ def scored(
     """For each row its completions and their scores, a ranking that methods for pairs and rankings train on.
 
     A reward model gives its rewards; a policy with a reference the implicit rewards beta (log pi - log pi_ref), one without
-    beta log pi, sums over the completion in nats.
+    beta log pi, sums over the completion in nats. A process reward model gives the probability of each step too.
     """
     contents = [answers(example) for example in examples]
     prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
     flat = [as_answer(prompt, content) for prompt, content in zip(prompts, itertools.chain.from_iterable(contents), strict=True)]
-    values = iter(_scores(model, reference, beta, prompts, flat))
+    if getattr(getattr(model, "reading", None), "solution", ""):
+        from prefopt.model.reading import of_solution
+
+        steps = model.step_scores(prompts, _with_steps(examples, flat))
+        values, step_values = iter([of_solution(found, model.reading.solution) for found in steps]), iter(steps)
+    else:
+        values, step_values = iter(_scores(model, reference, beta, prompts, flat)), None
     for example, row in zip(examples, contents, strict=True):
         ranks = [completion.rank for completion in example.completions]
         yield {
             "prompt": plain(example.prompt),
             "completions": [plain(content) for content in row],
             "scores": [next(values) for _ in row],
+            **({"step_scores": [next(step_values) for _ in row]} if step_values else {}),
             **({"ranks": ranks} if ranks and None not in ranks else {}),
             **_extra(example),
         }
+
+
+def _with_steps(examples: Sequence[Example], contents: Sequence[Any]) -> list[Any]:
+    """The answers with the steps their rows cut them into; others are cut by the model."""
+    known = [c.steps for example in examples for c in example.completions or [Completion(content="")] * len(answers(example))]
+    return [
+        Completion(content=as_text(content), steps=steps, step_labels=(0.0,) * len(steps)) if steps else content
+        for steps, content in zip(known, contents, strict=True)
+    ]
 
 
 def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Text], contents: Sequence[Text]) -> list[float]:

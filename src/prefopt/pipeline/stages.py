@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +35,13 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
 
     settings, method = stage.sections, METHODS[stage.kind]
     data, seed = settings["data"], settings["train"].seed
-    model = open_model(settings["model"], kind="reward" if method.reads == "scores" else "policy", seed=seed)
+    model = _to_train(stage)
     prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, seed=seed, say=context.say)
     record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
     record.write_text(folder / "tokens.json", json.dumps([shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]]))
     if prepared.heldout:
         record.write_text(folder / HELDOUT, "".join(f"{tree.where}\n" for tree in prepared.heldout))
-    given = {name: settings[name] for name in ("train", "lora", "reference") if name in settings}
+    given = {name: settings[name] for name in ("train", "lora", "heads", "reference") if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
     result = fit(setup, model, prepared, out=folder, track=settings["track"])
     facts = {
@@ -52,6 +53,21 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
         "metrics": result.metrics,
     }
     return Done({"model": "model"}, facts, f"{result.steps} steps, {_headline(result.metrics)}")
+
+
+def _to_train(stage: Stage) -> Any:
+    """The policy a method trains, or its reward model with as many outputs as it asks for."""
+    from prefopt.losses.methods import METHODS
+    from prefopt.model.reading import Reading
+
+    method, settings, seed = METHODS[stage.kind].mixed(stage.mix), stage.sections["model"], stage.sections["train"].seed
+    if method.reads != "scores":
+        return open_model(settings, kind="policy", seed=seed)
+    reading = Reading.of_heads(stage.sections["heads"], steps=method.unit == "step")
+    shape = {"outputs": len(reading.outputs), "language_head": "logps" in method.readings}
+    model = open_model(settings, kind="reward", seed=seed, **shape)
+    model.reading = reading
+    return model
 
 
 def _headline(metrics: dict[str, float]) -> str:
@@ -128,12 +144,30 @@ def score(stage: Stage, folder: Path, context: Context) -> Done:
 def write_scores(stage: Stage, path: Path) -> int:
     """Score every completion of every row and write one row each; returns how many."""
     model, reference = open_model(stage.sections["model"]), stage.options["reference"]
+    solution = stage.options["solution"]
+    if solution is not None and not getattr(getattr(model, "reading", None), "solution", ""):
+        what = "solution says how the steps of a solution become one score, and this is no process reward model"
+        raise OptionError(what, where="solution", fix="leave solution out")
+    if solution is not None:
+        model.reading = replace(model.reading, solution=solution)
     if reference is not None and hasattr(model, "score"):
         raise OptionError("a reward model is measured against no reference", where="reference", fix="leave reference out")
     other = open_model(stage.sections["model"], kind="policy", path=reference) if reference else None
     examples = _read(stage.sections["data"])
     with record.writing(path):
         return rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
+
+
+def ensemble(stage: Stage, folder: Path, context: Context) -> Done:
+    """Several reward models as one."""
+    from prefopt.rollout.ensemble import average, combine
+
+    members, rule, out = stage.options["members"], stage.options["rule"], folder / "model"
+    if rule == "average_weights":
+        average(members, out)
+    else:
+        combine(members, out, rule=rule, k=stage.options["k"])
+    return Done({"model": "model"}, {"model_sha256": record.digest_path(out)}, f"{len(members)} members, {rule}")
 
 
 def label(stage: Stage, folder: Path, context: Context) -> Done:
@@ -189,6 +223,7 @@ RUN: dict[str, Callable[[Stage, Path, Context], Done]] = {
     "create": create,
     "sample": sample,
     "score": score,
+    "ensemble": ensemble,
     "label": label,
     "evaluate": evaluate,
     "report": report,
@@ -196,11 +231,11 @@ RUN: dict[str, Callable[[Stage, Path, Context], Done]] = {
 """Kind -> what it does; every other kind is a method and trains."""
 
 
-def open_model(settings: ModelSettings, *, kind: Any = "auto", seed: int = 0, path: str | None = None) -> Any:
+def open_model(settings: ModelSettings, *, kind: Any = "auto", seed: int = 0, path: str | None = None, **shape: Any) -> Any:
     """The policy or reward model of a `model` section, or another one loaded as it says."""
     from prefopt.rollout.policy import load
 
-    return load(**{**vars(settings), "path": path or settings.path}, kind=kind, seed=seed)
+    return load(**{**vars(settings), "path": path or settings.path}, kind=kind, seed=seed, **shape)
 
 
 @contextmanager

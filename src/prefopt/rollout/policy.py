@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from prefopt.errors import ModelError
 from prefopt.model.attention import packed_attention
-from prefopt.model.forward import base_of, policy_logps, reward_scores
-from prefopt.model.load import is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
+from prefopt.model.forward import base_of, policy_logps, reward_scores, step_logits
+from prefopt.model.load import add_language_head, is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
+from prefopt.model.reading import KEY, Floats, Reading, of_solution
 from prefopt.model.selfcheck import SelfCheck, self_check
 from prefopt.pack.plan import micro_batches
 from prefopt.pack.tree import Pairs, pack, pad
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 Prompts = Sequence[str | Sequence[Message | Mapping[str, Any]]]
 MICRO_TOKENS = 8192
+ENSEMBLE = "ensemble.json"
+"""The file that makes a folder of reward models one reward model."""
 
 
 @dataclass
@@ -83,19 +87,29 @@ class LanguageModel:
         if len(prompts) != len(completions):
             raise ModelError(f"{len(prompts)} prompts but {len(completions)} completions", fix="give one completion for each prompt")
         rows = zip(prompts, completions, strict=True)
-        examples = [Example(prompt=as_text(p), completions=(Completion(content=as_text(c)),)) for p, c in rows]
-        return [self.renderer.tree(example, index) for index, example in enumerate(examples)]
+        examples = [Example(prompt=as_text(p), completions=(self._completion(c),)) for p, c in rows]
+        return list(self.renderer.trees(examples))
+
+    def _completion(self, content: Any) -> Completion:
+        """A completion given as text, messages or a `Completion`."""
+        return content if isinstance(content, Completion) else Completion(content=as_text(content))
+
+    def _each(self, trees: Sequence[TokenTree], read: Callable[[Any, Batch], torch.Tensor]) -> list[Any]:
+        """One number (or one row of numbers) a tree of one branch, whatever order the passes took them in."""
+        found: dict[int, Any] = {}
+        for micro, values in self._passes(trees, read):
+            found |= {tree.index: value for tree, value in zip(micro, values.tolist(), strict=True)}
+        return [found[i] for i in sorted(found)]
 
     @torch.no_grad()
-    def _each(self, trees: Sequence[TokenTree], read: Callable[[Any, Batch], torch.Tensor]) -> list[float]:
-        """One number a tree (of one branch), whatever order the passes took them in."""
-        found: dict[int, float] = {}
+    def _passes(
+        self, trees: Sequence[TokenTree], read: Callable[[Any, Batch], torch.Tensor]
+    ) -> Iterator[tuple[list[TokenTree], torch.Tensor]]:
+        """The trees of each forward pass and what was read."""
         layout = self.check(trees).layout if trees else "packed"
         with self.laid_out(layout) as lay_out:
             for micro in micro_batches(trees, MICRO_TOKENS, padded=layout == "padded"):
-                values = read(self.model, lay_out(micro)).tolist()
-                found |= {tree.index: value for tree, value in zip(micro, values, strict=True)}
-        return [found[i] for i in sorted(found)]
+                yield micro, read(self.model, lay_out(micro))
 
 
 @dataclass
@@ -139,37 +153,126 @@ class Policy(LanguageModel):
 
 @dataclass
 class RewardModel(LanguageModel):
-    """A sequence-classification model with one output, read at the last token of a completion."""
+    """A sequence-classification model read at the last token of a completion, or at the end of each step of one.
+
+    `reading` says how its outputs become one score: several are members of an ensemble or attributes, and scores are divided by the
+    temperature that was fitted on held-out preferences, so that σ(difference) is the probability of being preferred.
+    """
 
     reads: str = "scores"
+    reading: Reading = field(default_factory=Reading)
 
     def score(self, prompts: Prompts, completions: Sequence[Any]) -> list[float]:
-        """The reward of each completion; comparable between completions of one prompt only (Bradley-Terry leaves a constant free)."""
+        """The reward of each completion; comparable between completions of one prompt only (Bradley-Terry leaves a constant free).
+
+        A process reward model gives each solution one number in [0, 1] made of the probabilities of its steps.
+        """
         return self.tree_scores(self._trees(prompts, completions))
 
+    def outputs(self, prompts: Prompts, completions: Sequence[Any]) -> Floats:
+        """What the head gives for each completion, [S] or [S, E] for E members or attributes, before `reading`."""
+        return self.tree_outputs(self._trees(prompts, completions))
+
+    def step_scores(self, prompts: Prompts, completions: Sequence[Any]) -> list[list[float]]:
+        """The probability that each step is right; steps are those of a `Completion`, or the lines of a text."""
+        return [steps.tolist() for steps in self.tree_steps(self._trees(prompts, completions))]
+
     def tree_scores(self, trees: Sequence[TokenTree]) -> list[float]:
-        """The same of trees with one branch each and distinct `index`, in the order of their index."""
-        return self._each(trees, reward_scores)
+        """The scores of trees with one branch each and distinct `index`, in the order of their index."""
+        if self.reading.solution:
+            return [of_solution(steps.tolist(), self.reading.solution) for steps in self.tree_steps(trees)]
+        return [float(score) for score in self.reading(self.tree_outputs(trees))]
+
+    def tree_outputs(self, trees: Sequence[TokenTree]) -> Floats:
+        """The outputs of such trees [S] or [S, E]."""
+        return np.asarray(self._each(trees, reward_scores), dtype=np.float64)
+
+    def tree_steps(self, trees: Sequence[TokenTree]) -> list[Floats]:
+        """The probabilities of the steps of such trees; an answer that is not cut into steps is one step."""
+        cut = [tree if tree.branches[0].step_ends else _one_step(tree) for tree in trees]
+        found: dict[int, Floats] = {}
+        for micro, logits in self._passes(cut, step_logits):
+            probs = np.exp(-np.logaddexp(0.0, -self.reading(logits.double().numpy(force=True))))
+            ends = np.cumsum([len(tree.branches[0].step_ends) for tree in micro])[:-1]
+            found |= {tree.index: steps for tree, steps in zip(micro, np.split(probs, ends), strict=True)}
+        return [found[i] for i in sorted(found)]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model with its reading."""
+        setattr(base_of(self.model).config, KEY, self.reading.to_config())
+        super().save(folder)
+
+    def _completion(self, content: Any) -> Completion:
+        if not self.reading.solution or (isinstance(content, Completion) and content.steps):
+            return super()._completion(content)
+        return in_steps(super()._completion(content))
 
 
-def load(path: str, *, kind: Literal["auto", "policy", "reward"] = "auto", seed: int = 0, **settings: Any) -> Policy | RewardModel:
-    """Open a model folder or hub name.
+def in_steps(completion: Completion) -> Completion:
+    """The completion cut into steps: each line of its last message is one."""
+    content = completion.content
+    text = content if isinstance(content, str) else content[-1].content if content else ""
+    steps = tuple(line for line in text.splitlines(keepends=True) if line.strip())
+    return replace(completion, steps=steps, step_labels=(0.0,) * len(steps))
+
+
+def _one_step(tree: TokenTree) -> TokenTree:
+    (branch,) = tree.branches
+    return replace(tree, branches=(replace(branch, step_ends=(len(branch.ids) - 1,), step_labels=(0.0,)),))
+
+
+def load(
+    path: str,
+    *,
+    kind: Literal["auto", "policy", "reward"] = "auto",
+    seed: int = 0,
+    outputs: int | None = None,
+    language_head: bool = False,
+    **settings: Any,
+) -> Policy | RewardModel:
+    """Open a model folder or hub name; a folder of several reward models opens as one.
 
     Args:
-        path: a Hugging Face folder or hub name.
+        path: a Hugging Face folder or hub name, or the folder of an ensemble.
         kind: auto takes what the config says; reward starts a reward model from a causal LM.
         seed: draws what the folder does not hold (a new score head, or all weights with init="random").
+        outputs: of a new score head; 1 when not given.
+        language_head: keep the language head of a reward model too.
         settings: further fields of ModelSettings (dtype, init, chat_template, checkpointing).
 
     Raises:
         ModelError: the folder cannot be used, with the reason.
     """
     chosen = ModelSettings(path=str(path), **settings)
-    reward = kind == "reward" or (kind == "auto" and is_reward_model(load_config(chosen.path)))
+    if kind != "policy" and (Path(chosen.path) / ENSEMBLE).exists():
+        from prefopt.rollout.ensemble import open_ensemble
+
+        return open_ensemble(chosen)
+    if kind == "reward" or (kind == "auto" and is_reward_model(load_config(chosen.path))):
+        return _reward_model(chosen, seed, outputs, language_head)
     tokenizer = load_tokenizer(chosen.path)
-    model = (load_scorer if reward else load_causal)(chosen, seed=seed)
-    renderer = Renderer(tokenizer, chosen.chat_template)
-    return (RewardModel if reward else Policy)(model, tokenizer, renderer, chosen.path)
+    return Policy(load_causal(chosen, seed=seed), tokenizer, Renderer(tokenizer, chosen.chat_template), chosen.path)
+
+
+def _reward_model(settings: ModelSettings, seed: int, outputs: int | None, language_head: bool) -> RewardModel:
+    tokenizer = load_tokenizer(settings.path)
+    model = load_scorer(settings, outputs=outputs, seed=seed)
+    if language_head:
+        add_language_head(model, settings)
+    renderer = Renderer(tokenizer, settings.chat_template)
+    return RewardModel(model, tokenizer, renderer, settings.path, reading=reading_of(model.config, settings.path))
+
+
+def reading_of(config: Any, where: str) -> Reading:
+    """How a model's outputs are read: what its config says, else their mean.
+
+    Raises:
+        ModelError: the config says something else.
+    """
+    found = getattr(config, KEY, None)
+    if found is not None:
+        return Reading.from_config(found, where)
+    return Reading(outputs=tuple(f"output {i + 1}" for i in range(config.num_labels)) if config.num_labels > 1 else ("score",))
 
 
 def _sums(model: Any, batch: Batch) -> torch.Tensor:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from prefopt.losses.columns import View
 from prefopt.losses.methods import Method
 from prefopt.losses.reduce import count
-from prefopt.model.forward import policy_logps, reward_scores, step_logits
+from prefopt.model.forward import policy_logps, reward_outputs
 from prefopt.model.reference import Reference
 from prefopt.pack.plan import micro_batches, share
 from prefopt.training import distributed
@@ -31,6 +33,8 @@ class Job:
     micro_tokens: int
     load: Load
     padded: bool = False
+    learns_RE: Tensor | None = None
+    """Of a reward model with several outputs, which of them learn from each row of the data (by `TokenTree.index`), bool."""
     looking_at: Batch | None = None
     """The last batch that went through the model, to be named when memory runs out."""
     shift: dict[str, Stat] = field(default_factory=dict)
@@ -55,10 +59,10 @@ class Job:
             known: what the coupling found out about the whole step (`kl`, `delta`).
         """
         self.looking_at = batch
-        if self.method.unit == "step":
-            return View(batch=batch, step_logits_J=step_logits(self.model, batch))
         if self.method.reads == "scores":
-            return View(batch=batch, scores_S=reward_scores(self.model, batch))
+            found = reward_outputs(self.model, batch, steps=self.method.unit == "step", logps="logps" in self.method.readings)
+            learns = None if self.learns_RE is None else self.learns_RE[batch.index_P[batch.prompt_S]]
+            return View(batch=batch, learns_SE=learns, **found)
         reference = self.reference.logps(batch) if self.reference is not None else None
         out = policy_logps(self.model, batch, stats=stats or self.method.needs_collision)
         return View(

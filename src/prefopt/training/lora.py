@@ -26,6 +26,7 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
         target_modules=settings.targets,
         task_type="SEQ_CLS" if scorer else "CAUSAL_LM",
         modules_to_save=["score"] if scorer else None,
+        exclude_modules=["lm_head"] if scorer else None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

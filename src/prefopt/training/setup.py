@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from prefopt.errors import ModelError, OptionError, TrainingError
+from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS, Method
 from prefopt.model.attention import NAME, packed_attention
 from prefopt.model.forward import base_of
@@ -19,7 +19,7 @@ from prefopt.model.reference import AdapterReference, FrozenReference, Reference
 from prefopt.pack.plan import micro_batches
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
-from prefopt.settings import LoraSettings, ModelSettings, ReferenceSettings, TrainSettings
+from prefopt.settings import HeadSettings, LoraSettings, ModelSettings, ReferenceSettings, TrainSettings
 from prefopt.training import distributed
 from prefopt.training.job import Job
 from prefopt.training.lora import add_adapter
@@ -40,6 +40,7 @@ class Setup:
     train: TrainSettings = field(default_factory=TrainSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
     lora: LoraSettings = field(default_factory=LoraSettings)
+    heads: HeadSettings = field(default_factory=HeadSettings)
     pairs: Pairs = "all"
 
     @property
@@ -61,6 +62,10 @@ class Setup:
         METHODS[self.method].check_options(self.options, self.mix)
         if self.row.data == "judgements" and self.pairs != "all":
             raise OptionError(f"{self.method} learns from every pair, ties among them", where="data.pairs", fix="leave data.pairs out")
+        if self.heads.attributes and self.heads.count > 1:
+            raise OptionError("heads are either members of an ensemble or attributes", where="heads.count", fix="leave one of them out")
+        if self.heads != HeadSettings() and self.row.reads != "scores":
+            raise OptionError(f"{self.method} trains no reward model", where="heads", fix="leave the heads options out")
         asked = self.reference != ReferenceSettings()
         if asked and not self.row.needs_reference:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
@@ -109,10 +114,33 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         micro_tokens=setup.train.micro_tokens,
         load=load,
         padded=layout == "padded",
+        learns_RE=who_learns(setup, trees, model.device),
     )
     if reference is not None and setup.reference.path is None:
         check_start(job, micros[0])
     return job
+
+
+def who_learns(setup: Setup, trees: Sequence[TokenTree], device: torch.device) -> torch.Tensor | None:
+    """Which outputs of a reward model learn from each row [R, E]: a random share of the rows each, or the rows of their attribute.
+
+    Raises:
+        DataError: a row whose source is no attribute.
+    """
+    heads, rows = setup.heads, max(tree.index for tree in trees) + 1
+    if heads.attributes:
+        names = list(heads.attributes)
+        learns = torch.zeros(rows, len(names), dtype=torch.bool)
+        for tree in trees:
+            if tree.source not in heads.attributes:
+                fix = f"the column `source` says which attribute a row judges; known: {', '.join(names)}"
+                raise DataError(f"the row's source is '{tree.source}', which is no attribute", where=tree.where, fix=fix)
+            learns[tree.index, names.index(tree.source)] = True
+        return learns.to(device)
+    if heads.count == 1:
+        return None
+    draw = torch.rand(rows, heads.count, generator=torch.Generator().manual_seed(setup.train.seed))
+    return (draw < heads.bag).to(device)
 
 
 def compile_layers(base: Any) -> None:

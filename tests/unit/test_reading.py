@@ -1,0 +1,60 @@
+"""How outputs become a score: rules of ensembles, scales, temperature, solutions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from prefopt.errors import ModelError
+from prefopt.model.reading import Reading, of_solution
+from prefopt.settings import HeadSettings
+
+X = np.array([[1.0, 3.0], [2.0, 2.0], [4.0, -1.0]])
+
+
+def test_rules_by_hand() -> None:
+    assert Reading(outputs=("a", "b"))(X).tolist() == [2.0, 2.0, 1.5]
+    assert Reading(outputs=("a", "b"), rule="min")(X).tolist() == [1.0, 2.0, -1.0]
+    assert Reading(outputs=("a", "b"), rule="lower_bound", k=2)(X).tolist() == [0.0, 2.0, -3.5]  # population std: 1, 0, 2.5
+    assert Reading(outputs=("a", "b"), rule="weighted", weights=(1.0, -2.0))(X).tolist() == [-5.0, -2.0, 6.0]
+    assert Reading(temperature=4.0)([2.0, -1.0]).tolist() == [0.5, -0.25]
+
+
+def test_members_that_agree_are_not_doubted_and_one_is_itself() -> None:
+    same = np.repeat(X[:, :1], 3, axis=1)
+    for rule in ("mean", "min", "lower_bound"):
+        assert Reading(outputs=("a", "b", "c"), rule=rule, k=3)(same).tolist() == X[:, 0].tolist()
+        assert Reading(rule=rule)(X[:, 0]).tolist() == X[:, 0].tolist()
+    assert (Reading(rule="lower_bound", k=0)(X) == Reading(rule="mean")(X)).all()
+
+
+def test_normalising_makes_members_comparable() -> None:
+    reading = Reading(outputs=("a", "b"), rule="min")
+    stretched = X * [1.0, 100.0] + [7.0, -3.0]
+    np.testing.assert_allclose(reading.normalised(X)(X), reading.normalised(stretched)(stretched))
+    assert reading.normalised(X[:, :1]) == reading
+    centred = Reading(temperature=2.0).centred(X[:, 0])
+    assert (centred.center, centred.spread) == pytest.approx((7 / 6, np.std([0.5, 1, 2])))
+
+
+def test_it_survives_the_config_and_damage_is_told() -> None:
+    reading = Reading(outputs=("a", "b"), rule="lower_bound", k=0.5, mean=(1.0, 2.0), std=(1.0, 3.0), temperature=0.7, fitted_on="rows")
+    assert Reading.from_config(reading.to_config(), "here") == reading
+    for damage in ({"mean": [1.0]}, {"temperature": 0.0}, {"rule": "median"}, {"rule": "weighted", "weights": [1.0]}):
+        with pytest.raises(ModelError, match="here"):
+            Reading.from_config({**reading.to_config(), **damage}, "here")
+
+
+def test_heads_say_how_they_are_read() -> None:
+    assert Reading.of_heads(HeadSettings(), steps=False) == Reading()
+    assert Reading.of_heads(HeadSettings(count=3, rule="min"), steps=False).outputs == ("member 1", "member 2", "member 3")
+    assert Reading.of_heads(HeadSettings(attributes={"x": 2.0, "y": -1.0}), steps=False).weights == (2.0, -1.0)
+    assert Reading.of_heads(HeadSettings(), steps=True).solution == "product"
+
+
+def test_solutions_are_ordered() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.random(rng.integers(1, 6)).tolist()
+        assert of_solution(p, "product") <= of_solution(p, "min") <= of_solution(p, "mean") + 1e-12
+        assert of_solution(p, "last") == p[-1]
