@@ -105,9 +105,13 @@ class Reading:
         """
         names = {f.name for f in fields(cls)}
         try:
-            given = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if name in names}
+            given: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if name in names
+            }
             reading = cls(**given)
-            reading(np.zeros((1, len(reading.outputs))))
+            reading.combine(np.zeros((1, len(reading.outputs))))
+            if not {len(reading.mean), len(reading.std)} <= {0, len(reading.outputs)}:
+                raise ValueError("mean and std have another length than outputs")
         except (TypeError, ValueError, AttributeError) as error:
             fix = "train the model again, or take the key out to read the outputs as they are"
             raise ModelError(f"{KEY} in config.json cannot be read ({error})", where=where, fix=fix) from error
@@ -128,4 +132,4 @@ def of_solution(probabilities: Sequence[float], how: str) -> float:
     p = np.asarray(probabilities, dtype=np.float64)
     if not len(p):
         return 0.0
-    return float({"product": p.prod, "min": p.min, "last": lambda: p[-1], "mean": p.mean}[how]())
+    return float({"product": p.prod(), "min": p.min(), "last": p[-1], "mean": p.mean()}[how])

@@ -83,23 +83,29 @@ def scored(
     contents = [answers(example) for example in examples]
     prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
     flat = [as_answer(prompt, content) for prompt, content in zip(prompts, itertools.chain.from_iterable(contents), strict=True)]
-    if getattr(getattr(model, "reading", None), "solution", ""):
-        from prefopt.model.reading import of_solution
-
-        steps = model.step_scores(prompts, _with_steps(examples, flat))
-        values, step_values = iter([of_solution(found, model.reading.solution) for found in steps]), iter(steps)
-    else:
-        values, step_values = iter(_scores(model, reference, beta, prompts, flat)), None
+    by_step = _by_step(model, prompts, examples, flat)
+    steps = iter(by_step)
+    values = iter([score for score, _ in by_step] if by_step else _scores(model, reference, beta, prompts, flat))
     for example, row in zip(examples, contents, strict=True):
         ranks = [completion.rank for completion in example.completions]
         yield {
             "prompt": plain(example.prompt),
             "completions": [plain(content) for content in row],
             "scores": [next(values) for _ in row],
-            **({"step_scores": [next(step_values) for _ in row]} if step_values else {}),
+            **({"step_scores": [next(steps)[1] for _ in row]} if by_step else {}),
             **({"ranks": ranks} if ranks and None not in ranks else {}),
             **_extra(example),
         }
+
+
+def _by_step(model: Any, prompts: Sequence[Text], examples: Sequence[Example], contents: Sequence[Any]) -> list[tuple[float, list[float]]]:
+    """A process reward model's score of each answer and of its steps; nothing from other models."""
+    if not getattr(getattr(model, "reading", None), "solution", ""):
+        return []
+    from prefopt.model.reading import of_solution
+
+    found = model.step_scores(prompts, _with_steps(examples, contents))
+    return [(of_solution(steps, model.reading.solution), steps) for steps in found]
 
 
 def _with_steps(examples: Sequence[Example], contents: Sequence[Any]) -> list[Any]:

@@ -64,7 +64,7 @@ def _to_train(stage: Stage) -> Any:
     if method.reads != "scores":
         return open_model(settings, kind="policy", seed=seed)
     reading = Reading.of_heads(stage.sections["heads"], steps=method.unit == "step")
-    shape = {"outputs": len(reading.outputs), "language_head": "logps" in method.readings}
+    shape: dict[str, Any] = {"outputs": len(reading.outputs), "language_head": "logps" in method.readings}
     model = open_model(settings, kind="reward", seed=seed, **shape)
     model.reading = reading
     return model
