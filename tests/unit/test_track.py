@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,11 +108,61 @@ def test_adapters_name_the_run_and_resume_it(package: str, tmp_path: Path, monke
     assert run.options["project"] == "mine"
     assert run.options["name"] == "quickstart/dpo"
     assert run.options["config"] == {"beta": 0.1}
-    assert run.options["resume"] == "allow"
-    assert run.options.get("id", "quickstart-dpo") == "quickstart-dpo"
     assert run.logged == [(1, {"loss": 0.5})]
     assert run.finished
     assert rows(out / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
+    open_trackers(settings, out, step=1).close()
+    open_trackers(settings, out).close()
+    resumed, new = (run.options for run in runs[1:])
+    if package == "wandb":
+        assert (resumed["id"], resumed["resume"]) == (run.options["id"], "allow")
+        assert new["id"] != run.options["id"]
+    else:
+        assert [options["resume"] for options in (run.options, resumed, new)] == ["never", "allow", "never"]
+
+
+def test_what_a_tracker_refuses_is_told_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> FakeRun:
+        raise LookupError("No API key configured.\nSee the docs.")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(OptionError, match=r"wandb could not start: No API key configured\.\n.*WANDB_MODE=offline"):
+        open_trackers(TrackSettings(to="wandb"), tmp_path)
+
+
+def test_the_real_trackio_keeps_every_row(tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    code = "open_trackers(TrackSettings(to='trackio', project='p'), Path('q/dpo'), step={step}, config={{'beta': 0.1}})"
+    _in_a_process(tmp_path, [code.format(step=0), code.format(step=2), code.format(step=0)])
+    (base,) = tmp_path.rglob("p.db")
+    with sqlite3.connect(base) as found:
+        logged = [(run, step, json.loads(m)) for run, step, m in found.execute("select run_id, step, metrics from metrics order by id")]
+    losses = [(step, m["loss"]) for _, step, m in logged]
+    assert losses == [(1, 1.0), (2, 0.5), (3, 3.0), (4, 1.5), (1, 1.0), (2, 0.5)]
+    assert len({run for run, *_ in logged[:4]}) == 1
+    assert logged[4][0] != logged[0][0]
+
+
+def test_the_real_wandb_keeps_every_row_offline(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    code = "open_trackers(TrackSettings(to='wandb', project='p'), Path('q/dpo'), step={step}, config={{'beta': 0.1}})"
+    _in_a_process(tmp_path, [code.format(step=0), code.format(step=2)])
+    first, second = sorted((tmp_path / "q" / "dpo" / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert first.stem == second.stem == "run-" + (tmp_path / "q" / "dpo" / "wandb" / "run-id").read_text()
+    for path, values in ((first, (b"0.5", b"q/dpo", b"beta")), (second, (b"1.5",))):
+        assert all(value in path.read_bytes() for value in (b"loss", *values))
+
+
+def _in_a_process(folder: Path, runs: list[str]) -> None:
+    """Open real trackers one after another, log two steps to each and close them; their threads end with the process."""
+    code = "from pathlib import Path\nfrom prefopt.settings import TrackSettings\nfrom prefopt.training.track import open_trackers\n"
+    for run in runs:
+        step = int(run.partition("step=")[2].partition(",")[0])
+        code += f"with {run} as trackers:\n"
+        code += "".join(f"    trackers.log({step + i}, {{'loss': {(step + 1) / i}}})\n" for i in (1, 2))
+    env = {**os.environ, "HOME": str(folder), "HF_HOME": str(folder), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
 
 
 @pytest.mark.parametrize(("package", "extra"), [("tensorboard", "track"), ("trackio", "track"), ("wandb", "wandb")])

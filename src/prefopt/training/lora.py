@@ -41,5 +41,5 @@ def merged(model: Any, out: Path) -> Any:
     """The model with the adapter added into its weights; the adapter itself is kept in `out/adapter`."""
     if not hasattr(model, "merge_and_unload"):
         return model
-    model.save_pretrained(out / "adapter")
+    model.save_pretrained(out / "adapter", save_embedding_layers=False)  # the vocabulary never changes here: no looking for the base's
     return model.merge_and_unload()

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -71,11 +72,12 @@ class TensorBoard:
 
 
 class Trackio:
-    """A local trackio project (`trackio show`); a run that goes on is resumed under its name."""
+    """A local trackio project (`trackio show`); a run that goes on is resumed under its name, a new one never is."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, project: str, name: str, config: Mapping[str, Any], *, step: int = 0) -> None:
         trackio = _need("trackio", extra="track")
-        self._run = trackio.init(project=project, name=name, config=dict(config), resume="allow", embed=False)
+        resume = "allow" if step else "never"
+        self._run = _open(trackio.init, "trackio", project=project, name=name, config=dict(config), resume=resume, embed=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row."""
@@ -87,12 +89,16 @@ class Trackio:
 
 
 class Wandb:
-    """A Weights & Biases run, online or offline as `WANDB_MODE` says; a run that goes on is resumed under its name."""
+    """A Weights & Biases run, online or offline as `WANDB_MODE` says; a run that goes on is resumed by the id kept in its folder."""
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, project: str, name: str, config: Mapping[str, Any], folder: Path, *, step: int = 0) -> None:
         wandb = _need("wandb", extra="wandb")
-        identity = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
-        self._run = wandb.init(project=project, name=name, id=identity, config=dict(config), dir=str(folder), resume="allow")
+        kept = folder / "wandb" / "run-id"
+        identity = kept.read_text() if step and kept.exists() else secrets.token_hex(4)
+        options = {"id": identity, "config": dict(config), "dir": str(folder), "resume": "allow"}
+        self._run = _open(wandb.init, "wandb", project=project, name=name, **options)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(identity)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """One row."""
@@ -136,14 +142,14 @@ def open_trackers(settings: TrackSettings, out: Path, *, step: int = 0, config: 
         config: the resolved recipe, for trackers that show it.
 
     Raises:
-        OptionError: if a tracker's package is not installed.
+        OptionError: if a tracker's package is not installed, or it cannot start.
     """
     name = "/".join(out.resolve().parts[-2:])
     shown = config or {}
     openers: dict[str, Callable[[], Tracker]] = {
         "tensorboard": lambda: TensorBoard(out / "tensorboard", step=step),
-        "trackio": lambda: Trackio(settings.project, name, shown),
-        "wandb": lambda: Wandb(settings.project, name, shown, out),
+        "trackio": lambda: Trackio(settings.project, name, shown, step=step),
+        "wandb": lambda: Wandb(settings.project, name, shown, out, step=step),
     }
     chosen = [settings.to] if isinstance(settings.to, str) else settings.to or []
     others = [openers[which]() for which in chosen]
@@ -163,6 +169,16 @@ def _rows_until(path: Path, step: int) -> list[str]:
                 fix = "mend or delete the line, or start in a new folder"
                 raise DataError("expected a JSON object with a step", where=f"{path}:{number}", fix=fix) from error
     return kept
+
+
+def _open(init: Callable[..., Any], package: str, **options: Any) -> Any:
+    """Start another library's run; whatever it raises is told as ours, for every library has errors of its own."""
+    try:
+        return init(**options)
+    except Exception as error:
+        what = f"{package} could not start: {str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__}"
+        ways = {"wandb": "log in with `wandb login`, set WANDB_MODE=offline, or leave it out"}
+        raise OptionError(what, where="track.to", fix=ways.get(package, f"mend what {package} says, or leave it out")) from error
 
 
 def _need(package: str, *, extra: str) -> ModuleType:
