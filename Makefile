@@ -3,16 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv-bench/.ready
+BOUNDS := .venv-bounds/.ready
 DOCS := .venv-docs/.ready
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: quickstart test check golden bench docs setup clean
+.PHONY: quickstart test bounds check golden bench docs setup clean
 
 quickstart: $(READY)
 	$(BIN)/prefopt quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+# the tests with the oldest versions allowed, in an environment of its own
+bounds: $(BOUNDS)
+	.venv-bounds/bin/python -m pytest -q -n 2 --dist worksteal tests/unit tests/methods tests/e2e
 
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -36,6 +41,11 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python $(PIP) torch==2.13.0
 	$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(BOUNDS): pyproject.toml constraints-oldest.txt
+	test -x .venv-bounds/bin/python || $(PYTHON) -m venv .venv-bounds
+	.venv-bounds/bin/python $(PIP) -c constraints-oldest.txt pytest pytest-xdist hypothesis tensorboard -e .
 	touch $@
 
 $(BENCH): pyproject.toml constraints.txt

@@ -19,7 +19,7 @@ def evaluate(
     suite: Annotated[list[str] | None, typer.Option(help="What to measure; may be given several times.", show_default="default")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Clear a folder that holds another evaluation.")] = False,
 ) -> None:
-    """Measure a model, and what it is compared with, on held-out data.
+    """Measure a model and its baseline on held-out data.
 
     Suites: preference (win rate, also at equal length), shift (KL, entropy, variety, length), safety (refusals), robustness (other prompts
     and templates), pairs and rewardbench (accuracy on preferences), capability (perplexity, sums, instructions, code), truth (the synthetic
