@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from prefopt.model.attention import TreeLayout, packed_attention, tree_mask
+from prefopt.model import attention
+from prefopt.model.attention import TreeLayout, causal_bias, packed_attention, tree_attention
 from prefopt.model.forward import policy_logps, reward_scores
 from prefopt.model.selfcheck import self_check
 from prefopt.pack.tree import pack, pad
@@ -49,7 +50,8 @@ def test_self_check_falls_back_and_the_padded_path_works(family: str) -> None:
 
 def test_self_check_refuses_a_layout_that_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that lets branches see each other changes the values, and is caught."""
-    monkeypatch.setattr("prefopt.model.attention.tree_mask", lambda span, window, device: None)
+    causal = [(attention.Block(slice(0, 400), (slice(0, 400),), True),)]
+    monkeypatch.setattr(TreeLayout, "blocks", property(lambda self: causal[0], lambda self, value: None), raising=False)
     assert self_check(tiny_model(), random_trees(1)).layout == "padded"
 
 
@@ -72,32 +74,61 @@ def test_reward_scores_equal_those_of_transformers(family: str) -> None:
         torch.testing.assert_close(reward_scores(model, pack(trees)), theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_tree_mask_by_hand() -> None:
-    mask = tree_mask(TreeSpan(0, 2, (1, 2)), None, torch.device("cpu"))
-    assert mask.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
-    windowed = tree_mask(TreeSpan(0, 2, (1, 2)), 2, torch.device("cpu"))
-    assert windowed.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 1]]
-    assert tree_mask(TreeSpan(0, 2, (3,)), None, torch.device("cpu")) is None
+def _dense(layout: TreeLayout, window: int | None) -> torch.Tensor:
+    """The rule at every pair of positions, [M, M] bool."""
+    total = torch.arange(layout.spans[-1].end)
+    i, j = torch.meshgrid(total, total, indexing="ij")
+    return layout.rule(window)(None, None, i, j)
+
+
+def test_the_rule_by_hand() -> None:
+    layout = TreeLayout([TreeSpan(0, 2, (1, 2))], torch.device("cpu"))
+    everything = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    assert _dense(layout, None).int().tolist() == everything
+    windowed = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 0, 0, 1, 1]]
+    assert _dense(layout, 2).int().tolist() == windowed
+
+
+SPANS = (TreeSpan(0, 5, (3, 4, 2)), TreeSpan(14, 0, (4, 3)), TreeSpan(21, 6, (9,)), TreeSpan(36, 1, (1, 1)))
+"""Several branches, no prompt, one long branch, and the smallest tree."""
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("rows", "kept"), [(192, 4096), (3, 4096), (4, 8)], ids=["whole", "rows of three", "computed again"])
+def test_blocks_are_the_rule(window: int | None, softcap: float | None, rows: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of the blocks against attention under the dense mask of the rule, in float64."""
+    monkeypatch.setattr(attention, "ROWS", rows)
+    monkeypatch.setattr(attention, "KEPT", kept)
+    layout, generator = TreeLayout(SPANS, torch.device("cpu")), torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, SPANS[-1].end, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
+    scores = q @ k.transpose(-1, -2) * 0.7
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    plain = (scores.masked_fill(~_dense(layout, window), -torch.inf).softmax(-1) @ v).transpose(1, 2)
+    blocks, _ = tree_attention(torch.nn.Module(), q, k, v, None, tree=layout, scaling=0.7, sliding_window=window, softcap=softcap)
+    torch.testing.assert_close(blocks, plain, rtol=1e-12, atol=1e-12)
+    slope = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
+    found, wanted = (torch.autograd.grad((out * slope).sum(), (q, k, v), retain_graph=True) for out in (blocks, plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+
+
+def test_a_bias_is_a_view_of_the_distances() -> None:
+    inf = -torch.inf
+    assert causal_bias(2, 3, None, torch.float32).tolist() == [[0, 0, inf], [0, 0, 0]]
+    assert causal_bias(2, 4, 2, torch.float32).tolist() == [[inf, 0, 0, inf], [inf, inf, 0, 0]]
+    assert causal_bias(300, 1000, None, torch.float32).isinf().sum() == 300 * 299 / 2
 
 
 @pytest.mark.parametrize("window", [None, 4])
-def test_the_block_rule_is_the_same_as_the_masks(window: int | None) -> None:
-    """The FlexAttention form of the rule, used on CUDA, run here without compilation."""
-    batch = pack(random_trees())
-    layout = TreeLayout(batch.spans, torch.device("cpu"))
-    total = batch.spans[-1].end
-    i, j = torch.meshgrid(torch.arange(total), torch.arange(total), indexing="ij")
-    rule = layout.rule(window)(None, None, i, j)
-    dense = torch.zeros(total, total, dtype=torch.bool)
-    for span, mask in zip(batch.spans, layout.masks(window), strict=True):
-        size = span.end - span.start
-        dense[span.start : span.end, span.start : span.end] = torch.ones(size, size).tril().bool() if mask is None else mask
-    assert torch.equal(rule, dense)
-    q, k, v = (torch.randn(1, 2, total, 16, generator=torch.Generator().manual_seed(n)) for n in range(3))
+def test_the_block_mask_is_the_rule(window: int | None) -> None:
+    """FlexAttention, used on CUDA, run here without compilation."""
+    layout = TreeLayout(pack(random_trees()).spans or (), torch.device("cpu"))
+    q, k, v = (torch.randn(1, 2, layout.spans[-1].end, 16, generator=torch.Generator().manual_seed(n)) for n in range(3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it runs unfused here
         flex = flex_attention(q, k, v, block_mask=layout.block_mask(window))
-    torch.testing.assert_close(flex, torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense), atol=1e-5, rtol=1e-4)
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_dense(layout, window))
+    torch.testing.assert_close(flex, plain, atol=1e-5, rtol=1e-4)
 
 
 def _gradient(model: torch.nn.Module, logps_T: torch.Tensor, slope_T: torch.Tensor) -> torch.Tensor:
