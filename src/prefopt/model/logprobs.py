@@ -75,17 +75,15 @@ class _LinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Any, target: Any, weight: Any, bias: Any, head: Head, stats: bool, chunk: int) -> Any:
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        logps, lse = (torch.empty(len(target), dtype=wide, device=hidden.device) for _ in range(2))
+        logps = torch.empty(len(target), dtype=wide, device=hidden.device)
         entropy, collision = (torch.empty_like(logps) if stats else None for _ in range(2))
         for part in _slices(len(target), chunk):
-            z = head.logits(hidden[part])
-            lse[part] = z.logsumexp(-1)
-            logps[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
+            log_p = head.logits(hidden[part]).log_softmax(-1)
+            logps[part] = log_p.gather(1, target[part, None])[:, 0]
             if entropy is not None and collision is not None:
-                log_p = z.sub_(lse[part, None])
                 collision[part] = (2 * log_p).logsumexp(-1)
                 entropy[part] = torch.special.entr(log_p.exp()).sum(-1)
-        ctx.save_for_backward(hidden, target, weight, bias, lse)
+        ctx.save_for_backward(hidden, target, weight, bias)
         ctx.head, ctx.chunk = head, chunk
         if entropy is not None and collision is not None:
             ctx.mark_non_differentiable(entropy, collision)
@@ -93,14 +91,14 @@ class _LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, target, weight, bias, lse = ctx.saved_tensors
+        hidden, target, weight, bias = ctx.saved_tensors
         head = Head(weight, bias, ctx.head.scale, ctx.head.softcap)
         wants_hidden, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=lse.dtype) if wants_weight else None
-        d_bias = torch.zeros_like(bias, dtype=lse.dtype) if wants_bias else None
+        d_weight = torch.zeros_like(weight, dtype=grads[0].dtype) if wants_weight else None
+        d_bias = torch.zeros_like(bias, dtype=grads[0].dtype) if wants_bias else None
         for part in _slices(len(target), ctx.chunk):
-            dz = _logit_gradient(head, hidden[part], target[part], lse[part], grads[0][part]).to(hidden.dtype)
+            dz = _logit_gradient(head, hidden[part], target[part], grads[0][part]).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[part] = dz @ weight
             if d_weight is not None:
@@ -118,11 +116,11 @@ class _LinearLogps(torch.autograd.Function):
         )
 
 
-def _logit_gradient(head: Head, hidden: torch.Tensor, target: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def _logit_gradient(head: Head, hidden: torch.Tensor, target: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
     """Gradient [n, V] before cap and scale, from logits computed anew."""
     z = head.logits(hidden)
     slope = head.scale * (1 - (z / head.softcap) ** 2) if head.softcap else head.scale
-    dz = z.sub_(lse[:, None]).exp_().mul_(-grad[:, None])
+    dz = z.softmax(-1).mul_(-grad[:, None])
     dz.scatter_add_(1, target[:, None], grad[:, None].to(dz.dtype))
     return dz * slope if head.softcap or head.scale != 1.0 else dz
 

@@ -216,6 +216,8 @@ def build_reference(
     """The reference the settings ask for; without a path it is the policy as it starts, in the same precision."""
     if setup.reference.path is not None:
         frozen = _other_model(setup.reference.path, model)
+        if setup.train.compile:
+            compile_layers(frozen)
         if base_of(model.model).config._attn_implementation == NAME:
             stack.enter_context(packed_attention(frozen))
         reference: Reference = FrozenReference(frozen)
