@@ -163,9 +163,9 @@ class _Blocks(torch.autograd.Function):
         blocks, window, scale, softcap = ctx.given
         out_HMD = gradients[0].transpose(0, 1)
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block, weights in zip(blocks, kept, strict=True):
+        for block, stored in zip(blocks, kept, strict=True):
             queries, keys, d_out = q[:, block.rows], block.seen(k), out_HMD[:, block.rows]
-            weights = _weights(queries, keys, window, scale, softcap) if weights is None else weights
+            weights = _weights(queries, keys, window, scale, softcap) if stored is None else stored
             block.give(d_v, torch.bmm(weights.transpose(1, 2), d_out))
             d_weights = torch.bmm(d_out, block.seen(v).transpose(1, 2))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
