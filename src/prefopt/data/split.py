@@ -26,21 +26,28 @@ def group_key(item: Example | TokenTree) -> bytes:
 
 
 def split(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Training and held-out rows: the `fraction` of the groups whose hash with `seed` is smallest is held out.
+    """Training and held-out rows, by `sides`."""
+    train, heldout = sides(items, fraction, seed)
+    return [items[i] for i in train], [items[i] for i in heldout]
+
+
+def sides(items: Sequence[Example] | Sequence[TokenTree], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """The indices of training and of held-out rows: the `fraction` of the groups whose hash with `seed` is smallest is held out.
 
     The same rows give the same split whatever their order, and a row that is added moves few others. At least one group is held
     out, and one kept, when `fraction` is over 0 and there are two. Order within a side is that of `items`.
     """
-    groups = {group_key(item) for item in items}
+    keys = [group_key(item) for item in items]
+    groups = set(keys)
     count = round(fraction * len(groups))
     if fraction > 0 and len(groups) > 1:
         count = min(max(count, 1), len(groups) - 1)
     salt = str(seed).encode()
     held = set(sorted(groups, key=lambda group: _digest(salt + group))[:count])
-    sides: tuple[list[Item], list[Item]] = ([], [])
-    for item in items:
-        sides[group_key(item) in held].append(item)
-    return sides
+    found: tuple[list[int], list[int]] = ([], [])
+    for index, key in enumerate(keys):
+        found[key in held].append(index)
+    return found
 
 
 def overlap(train: Iterable[Example | TokenTree], heldout: Iterable[Example | TokenTree]) -> list[str]:

@@ -137,7 +137,7 @@ class Bench:
         model = self.model.model
         settings = replace(self.data, path=found)
         prepared = prepare(settings, model.renderer, data="pairs", max_length=model.max_length, seed=self.seed, say=self.say)
-        return prepared.heldout if self.data.eval_path is not None or self.data.eval_fraction else prepared.train
+        return list(prepared.heldout if self.data.eval_path is not None or self.data.eval_fraction else prepared.train)
 
     @cached_property
     def reward_model(self) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,7 +166,7 @@ def cache_key(model: Any, trees: Sequence[TokenTree]) -> str:
 
 
 def cached_reference(
-    model: Any, trees: Sequence[TokenTree], micros: Sequence[Sequence[TokenTree]], lay_out: Callable[[Sequence[TokenTree]], Batch]
+    model: Any, trees: Sequence[TokenTree], micros: Iterable[Sequence[TokenTree]], lay_out: Callable[[Sequence[TokenTree]], Batch]
 ) -> CachedReference:
     """Read the reference's log-probs of `trees` from disk, or compute and keep them.
 

@@ -7,7 +7,7 @@ micro-batches or ranks changes which rows a step holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +56,12 @@ def micro_batches(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool
             bins.append([tree])
             cost = len(tree.branches) * longest(tree) if padded else tree.packed_tokens
     return bins
+
+
+def passes(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool = False) -> Iterator[list[TokenTree]]:
+    """The same over a whole data set, some thousand trees in memory at a time."""
+    for start in range(0, len(trees), 4096):
+        yield from micro_batches(trees[start : start + 4096], micro_tokens, padded=padded)
 
 
 def longest(tree: TokenTree) -> int:

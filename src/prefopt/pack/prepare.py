@@ -10,9 +10,10 @@ import numpy as np
 from prefopt.data.formats import as_chat, closest, renaming
 from prefopt.data.preflight import CHUNKS, FITS, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
 from prefopt.data.read import read
-from prefopt.data.split import overlap, split
+from prefopt.data.split import overlap, sides
 from prefopt.data.truncate import chunks, longest, truncate
 from prefopt.errors import DataError
+from prefopt.pack.shelf import Shelf
 from prefopt.settings import DataSettings
 from prefopt.types import Example, TokenTree
 
@@ -21,8 +22,8 @@ from prefopt.types import Example, TokenTree
 class Prepared:
     """The trees to train on and those held out, and the account of how they came about."""
 
-    train: list[TokenTree]
-    heldout: list[TokenTree]
+    train: Sequence[TokenTree]
+    heldout: Sequence[TokenTree]
     preflight: Preflight
 
 
@@ -44,12 +45,13 @@ def prepare(
     """
     _check(settings, data)
     preflight = Preflight(renderer, _limit(settings.max_length, max_length))
-    train = _trees(settings.path, 0, settings, data, preflight)
-    heldout: list[TokenTree] = []
+    shelf = Shelf()
+    train = shelf.put(_trees(settings.path, 0, settings, data, preflight))
+    heldout = train[:0]
     if settings.eval_path is not None:
-        heldout = _trees(settings.eval_path, len(train), settings, data, preflight)
+        heldout = shelf.put(_trees(settings.eval_path, len(train), settings, data, preflight))
     elif settings.eval_fraction:
-        train, heldout = split(train, settings.eval_fraction, seed)
+        train, heldout = (train.pick(side) for side in sides(train, settings.eval_fraction, seed))
         if train and not heldout:
             fix = "set data.eval_path to other rows, or leave data.eval_fraction out"
             raise DataError("all rows are of one group or prompt, so none can be held out", where=train[0].where, fix=fix)
@@ -82,17 +84,16 @@ def _limit(asked: int | None, model: int | None) -> int | None:
     return model if asked is None else asked
 
 
-def _trees(path: str | list[str], start: int, settings: DataSettings, data: str, preflight: Preflight) -> list[TokenTree]:
+def _trees(path: str | list[str], start: int, settings: DataSettings, data: str, preflight: Preflight) -> Iterator[TokenTree]:
     """The kept trees of `path`, their indices counting from `start`."""
     renderer = preflight.renderer
     assert renderer is not None
-    kept: list[TokenTree] = []
     for whole in renderer.trees(_admitted(path, settings, data, preflight)):
         was = _score_all(whole) if data == "text" else whole
         preflight.measure(was)
         for tree in _fitted(was, settings, preflight, renderer.tokenizer.bos_token_id):
-            kept.append(replace(tree, index=start + len(kept)))
-    return kept
+            yield replace(tree, index=start)
+            start += 1
 
 
 def _fitted(was: TokenTree, settings: DataSettings, preflight: Preflight, bos_id: int | None) -> list[TokenTree]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError
 from prefopt.pack.plan import Plan
 from prefopt.pack.prepare import Prepared
+from prefopt.pack.shelf import Chain
 from prefopt.rollout.policy import LanguageModel
 from prefopt.settings import TrackSettings
 from prefopt.training import checkpoint, distributed
@@ -90,7 +91,7 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
     total = setup.train.steps if setup.train.steps is not None else math.ceil(setup.train.epochs * plan.steps_per_epoch)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(total, title=setup.method, rank=distributed.rank()))
-        job = build_job(setup, model, [*data.train, *data.heldout], stack, progress.say)
+        job = build_job(setup, model, Chain(data.train, data.heldout), stack, progress.say)
         run = Run(setup, job, data, plan, total, out, progress)
         run.resume()
         first = distributed.rank() == 0
@@ -235,7 +236,7 @@ class Run:
         plain = _plain(self.setup)
         plain["train"].pop("save_every")
         digest = hashlib.sha256(json.dumps([plain, self.total], sort_keys=True, default=str).encode())
-        for tree in (*self.data.train, *self.data.heldout):
+        for tree in Chain(self.data.train, self.data.heldout):
             digest.update(tree.prompt.tobytes() + b"|" + b"|".join(b.ids.tobytes() + b.scored.tobytes() for b in tree.branches))
         return digest.hexdigest()
 

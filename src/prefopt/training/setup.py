@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from prefopt.model.attention import NAME, packed_attention
 from prefopt.model.forward import base_of
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
-from prefopt.pack.plan import micro_batches
+from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
 from prefopt.settings import HeadSettings, LoraSettings, ModelSettings, ReferenceSettings, TrainSettings
@@ -102,7 +102,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
     if setup.train.compile:
         compile_layers(base_of(model.model))
     lay_out = stack.enter_context(model.laid_out(layout, "judged" if setup.row.data == "judgements" else setup.pairs))
-    micros = micro_batches(trees, setup.train.micro_tokens, padded=layout == "padded")
+    micros = passes(trees, setup.train.micro_tokens, padded=layout == "padded")
     reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.row.needs_reference else None
     job = Job(
         method=setup.row,
@@ -117,7 +117,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         learns_RE=who_learns(setup, trees, model.device),
     )
     if reference is not None and setup.reference.path is None:
-        check_start(job, micros[0])
+        check_start(job, trees[:4])
     return job
 
 
@@ -211,7 +211,7 @@ def choose_precision(train: TrainSettings, model: LanguageModel) -> str:
 
 
 def build_reference(
-    setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], micros: Sequence[Any], lay_out: Any, stack: ExitStack
+    setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], micros: Iterable[Sequence[TokenTree]], lay_out: Any, stack: ExitStack
 ) -> Reference:
     """The reference the settings ask for; without a path it is the policy as it starts, in the same precision."""
     if setup.reference.path is not None:
@@ -259,7 +259,7 @@ def check_start(job: Job, trees: Sequence[TokenTree]) -> None:
     Raises:
         TrainingError: they differ, so every loss would be wrong.
     """
-    view = job.look(job.lay_out(trees[:4]))
+    view = job.look(job.lay_out(trees))
     assert view.logps_T is not None
     assert view.ref_logps_T is not None
     difference = float((view.logps_T - view.ref_logps_T).abs().max()) if len(view.logps_T) else 0.0
