@@ -7,7 +7,7 @@ BOUNDS := .venv-bounds/.ready
 DOCS := .venv-docs/.ready
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: quickstart test bounds check golden bench docs setup clean
+.PHONY: quickstart test bounds check golden bench docs setup clean mutate
 
 quickstart: $(READY)
 	$(BIN)/prefopt quickstart
@@ -25,6 +25,10 @@ check: $(READY)
 # the recorded losses anew: make golden METHODS="dpo kto" REASON="words of the changelog"
 golden: $(READY)
 	$(BIN)/python -m tests.golden.record $(METHODS) $(if $(REASON),--reason "$(REASON)")
+
+# plant every fault and see whether a test notices; MUTATE_ARGS narrows it: make mutate MUTATE_ARGS="--jobs 1 kto"
+mutate: $(READY)
+	$(BIN)/python -m tests.mutation.run $(MUTATE_ARGS)
 
 # prefopt beside TRL, in an environment of its own; BENCH_ARGS narrows it: make bench BENCH_ARGS="--tasks dpo --profiles hh"
 bench: $(BENCH)

@@ -1,0 +1,616 @@
+"""FAULTS: mistakes one could make, as small changes of the source.
+
+A fault is (what it is, where, old text, new text); where is "" when the old text stands once in the file, otherwise a text (mostly the
+head of a function) after which its first occurrence is meant. When the code changes, its faults change with it: `make mutate` says which
+no longer apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Line = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake in one file (path below src/prefopt); `survives` says why no test can see it, where that is known."""
+
+    file: str
+    what: str
+    where: str
+    old: str
+    new: str
+    survives: str = ""
+
+    @property
+    def name(self) -> str:
+        """File and mistake."""
+        return f"{self.file}: {self.what}"
+
+    def applied(self, source: str) -> str | None:
+        """The source with the mistake in it; None where the old text is not found, or found twice without a place to start from."""
+        start = source.find(self.where)
+        if start < 0 or self.old not in source[start:] or (not self.where and source.count(self.old) > 1):
+            return None
+        return source[:start] + source[start:].replace(self.old, self.new, 1)
+
+
+PAIRWISE: tuple[Line, ...] = (
+    ("sign", "def dpo(", "return -F.logsigmoid(beta", "return F.logsigmoid(beta"),
+    ("beta twice", "def dpo(", "F.logsigmoid(beta * (slope", "F.logsigmoid(beta * beta * (slope"),
+    ("beta missing", "def dpo(", "F.logsigmoid(beta * (slope", "F.logsigmoid((slope"),
+    ("f' of the rejected added", "def dpo(", "slope(u) - slope(v)", "slope(u) + slope(v)"),
+    ("chosen and rejected swapped", "def dpo(", "slope(u) - slope(v)", "slope(v) - slope(u)"),
+    ("forward KL is reverse KL", "", '"forward_kl": 0.0', '"forward_kl": 1.0'),
+    ("power of f' off by one", "def _power_slope", "power = (alpha - 1) * ratio", "power = alpha * ratio"),
+    ("f' not divided", "def _power_slope", "exp_tangent(power) - 1) / (alpha - 1)", "exp_tangent(power) - 1)"),
+    ("policy and reference swapped", "def _log_ratios", "log_ratio(chosen, ref_chosen)", "log_ratio(ref_chosen, chosen)"),
+    ("reference of the rejected taken for both", "def _log_ratios", "log_ratio(chosen, ref_chosen)", "log_ratio(chosen, ref_rejected)"),
+    ("reference left out", "def _log_ratios", "log_ratio(rejected, ref_rejected)", "wide(rejected)"),
+    ("margin added", "def _margin", "return u - v", "return u + v"),
+    ("smoothing both ways the same", "def _smoothed", "- eps * F.logsigmoid(-logit)", "- eps * F.logsigmoid(logit)"),
+    ("smoothing of the wrong side", "def _smoothed", "-(1 - eps) * F.logsigmoid(logit)", "-eps * F.logsigmoid(logit)"),
+    ("robust: plus for minus", "def robust_dpo", "+ label_smoothing * F.logsigmoid(-logit)", "- label_smoothing * F.logsigmoid(-logit)"),
+    ("robust: not rescaled", "def robust_dpo", ") / (1 - 2 * label_smoothing)", ")"),
+    ("robust: rescaled by 1 - ε", "def robust_dpo", "/ (1 - 2 * label_smoothing)", "/ (1 - label_smoothing)"),
+    ("hinge: sign of the margin", "def hinge", "F.relu(1 - beta", "F.relu(1 + beta"),
+    ("hinge: margin without beta", "def hinge", "1 - beta * _margin", "1 - _margin"),
+    ("exo: forward KL", "def exo", "win = logit.sigmoid() * (", "win = (1 - label_smoothing) * ("),
+    ("exo: labels swapped", "def exo", "math.log(1 - label_smoothing)", "math.log(label_smoothing)"),
+    ("exo: losing side left out", "def exo", "return win + (-logit).sigmoid()", "return win + 0 * (-logit).sigmoid()"),
+    ("discopop: gate turned round", "def discopop", "(-gate).sigmoid() * F.softplus", "gate.sigmoid() * F.softplus"),
+    ("discopop: tau multiplies", "def discopop", "gate = z / tau", "gate = z * tau"),
+    ("odpo: offset added", "def odpo", "logit - alpha * offset_N", "logit + alpha * offset_N"),
+    ("odpo: offset times beta", "def odpo", "logit - alpha * offset_N", "logit - beta * alpha * offset_N"),
+    ("wpo: weight differentiated", "def wpo", "wide(chosen_weight).detach()", "wide(chosen_weight)"),
+    ("wpo: weight of one side only", "def wpo", ".detach() * wide(rejected_weight).detach()", ".detach()"),
+    ("wpo: weight inside the logarithm", "def wpo", "-weight * F.logsigmoid(logit)", "-F.logsigmoid(weight * logit)"),
+    ("ipo: target 1/beta", "def ipo", "1 / (2 * beta)).square()", "1 / beta).square()"),
+    ("ipo: sign of the target", "def ipo", "(u - v - 1 / (2", "(u - v + 1 / (2"),
+    (
+        "ipo: lengths swapped",
+        "def ipo",
+        "token_mean(u, chosen_len), token_mean(v, rejected_len)",
+        "token_mean(u, rejected_len), token_mean(v, chosen_len)",
+    ),
+    ("ipo: normalisation ignored", "def ipo", "u, v = token_mean(u, chosen_len)", "_ = token_mean(u, chosen_len)"),
+    ("dpo_norm: one length for both", "def dpo_norm", "token_mean(v, rejected_len)", "token_mean(v, chosen_len)"),
+    ("rdpo: sign of the length term", "def rdpo", "logit + alpha * difference", "logit - alpha * difference"),
+    ("rdpo: length term times beta", "def rdpo", "logit + alpha * difference", "logit + beta * alpha * difference"),
+    ("ld_dpo: alpha on the shared part", "def ld_dpo", "(shared + alpha * beyond if", "(alpha * shared + beyond if"),
+    ("ld_dpo: tail in full", "def ld_dpo", "(shared + alpha * beyond if", "(shared + beyond if"),
+    ("rpo: likelihood summed", "def rpo", "- alpha * token_mean(chosen, chosen_len)", "- alpha * wide(chosen)"),
+    ("rpo: likelihood pushed down", "def rpo", "- alpha * token_mean(chosen, chosen_len)", "+ alpha * token_mean(chosen, chosen_len)"),
+    ("nca: half forgotten", "def nca", "- 0.5 * F.logsigmoid(-beta * u)", "- F.logsigmoid(-beta * u)"),
+    ("nca: rejected raised", "def nca", "0.5 * F.logsigmoid(-beta * v)", "0.5 * F.logsigmoid(beta * v)"),
+    ("bco_pair: rejected raised", "def bco_pair", "- F.logsigmoid(-beta * v)", "- F.logsigmoid(beta * v)"),
+    ("sppo: targets alike", "def sppo", "(v + target)", "(v - target)"),
+    ("sppo: target 1/beta", "def sppo", "target = 1 / (2 * beta)", "target = 1 / beta"),
+    ("apo_zero: chosen lowered", "def apo_zero", "(-beta * u).sigmoid()", "(beta * u).sigmoid()"),
+    ("apo_zero: margin for the rejected", "def apo_zero", "(beta * v).sigmoid()", "(-beta * (u - v)).sigmoid()"),
+    ("apo_down: chosen raised", "def apo_down", "return (beta * u).sigmoid()", "return (-beta * u).sigmoid()"),
+    ("apo_down: pair turned round", "def apo_down", "(-beta * (u - v))", "(beta * (u - v))"),
+    ("dpop: penalty outside beta", "def dpop", "beta * (u - v - penalty * F.relu(-u))", "beta * (u - v) - penalty * F.relu(-u)"),
+    ("dpop: penalty where the chosen rises", "def dpop", "F.relu(-u)", "F.relu(u)"),
+    ("dpop: penalty on the rejected", "def dpop", "F.relu(-u)", "F.relu(-v)"),
+    ("chipo: without the KL part", "def chipo", "(exp_tangent(u) + u)", "exp_tangent(u)"),
+    ("chipo: bound R for 2R", "def chipo", "clamp(-2 * r_max, 2 * r_max)", "clamp(-r_max, r_max)"),
+    ("chipo: bound before beta", "def chipo", "-F.logsigmoid(margin.clamp(-2 * r_max, 2 * r_max))", "-F.logsigmoid(margin)"),
+    ("aot: reference not sorted", "def aot(", "ref_gap.sort().values", "ref_gap"),
+    ("aot: neither sorted", "def aot(", "difference(gap.sort().values, ref_gap.sort().values)", "difference(gap, ref_gap)"),
+    ("aot: reference differentiated", "def aot(", "difference(ref_chosen, ref_rejected).detach()", "difference(ref_chosen, ref_rejected)"),
+    (
+        "aot_unpaired: sorted apart",
+        "def aot_unpaired",
+        "u.sort().values - v.sort().values",
+        "u.sort().values - v.sort(descending=True).values",
+    ),
+    ("simpo: gamma times beta", "def simpo", "beta * margin - gamma", "beta * (margin - gamma)"),
+    ("simpo: gamma added", "def simpo", "beta * margin - gamma", "beta * margin + gamma"),
+    (
+        "simpo: sums for means",
+        "def simpo",
+        "token_mean(chosen, chosen_len) - token_mean(rejected, rejected_len)",
+        "wide(chosen) - wide(rejected)",
+    ),
+    ("slic: hinge turned round", "def slic", "delta - difference(chosen, rejected)", "delta - difference(rejected, chosen)"),
+    ("slic: regulariser on the rejected", "def slic", "sft_weight * wide(chosen)", "sft_weight * wide(rejected)"),
+    ("cpo: likelihood left out", "def cpo", " - nll_weight * likelihood", " - 0 * nll_weight * likelihood"),
+    (
+        "cpo: likelihood per token always",
+        "def cpo",
+        "if length_normalized and chosen_len is not None else",
+        "if chosen_len is not None else",
+    ),
+    ("orpo: odds of sums", "def orpo", "mean := token_mean(total, n)", "mean := wide(total)"),
+    ("orpo: probabilities for odds", "def orpo", " - log1mexp(mean) for", " for"),
+    ("orpo: sign", "def orpo", "return -weight", "return weight"),
+)
+UNPAIRED: tuple[Line, ...] = (
+    ("kto: reference point not clamped", "def kto", ".detach().clamp(min=0)", ".detach()"),
+    ("kto: reference point differentiated", "def kto", ".detach().clamp(min=0)", ".clamp(min=0)"),
+    ("kto: reference point added", "def kto", "beta * (ratio - point)", "beta * (ratio + point)"),
+    ("kto: beta only on the ratio", "def kto", "beta * (ratio - point)", "beta * ratio - point"),
+    ("kto: labels swapped", "def kto", "torch.where(label, desirable_weight", "torch.where(~label, desirable_weight"),
+    (
+        "kto: weights swapped",
+        "def kto",
+        "desirable_weight * torch.sigmoid(-gain), undesirable_weight",
+        "undesirable_weight * torch.sigmoid(-gain), desirable_weight",
+    ),
+    ("kto: both sides raised", "def kto", "undesirable_weight * torch.sigmoid(gain)", "undesirable_weight * torch.sigmoid(-gain)"),
+    ("apo_zero_unpaired: beta forgotten", "def apo_zero_unpaired", "kl=0.0, beta=beta", "kl=0.0"),
+    ("bco: shift added", "def bco", "logit = reward - torch", "logit = reward + torch"),
+    ("bco: shift differentiated", "def bco", "device=reward.device).detach()", "device=reward.device)"),
+    ("bco: labels swapped", "def bco", "torch.where(label, logit, -logit)", "torch.where(label, -logit, logit)"),
+)
+LISTWISE: tuple[Line, ...] = (
+    ("items before the place compete", "", "device=scores.device).triu()", "device=scores.device).tril()"),
+    ("an item does not compete with itself", "", ".triu()", ".triu(1)"),
+    ("absent items counted", "", "torch.where(present, log_total - scores, 0.0)", "(log_total - scores)"),
+    ("mean over places", "", "0.0).sum(1)", "0.0).mean(1)"),
+    ("sign", "", "log_total - scores, 0.0", "scores - log_total, 0.0"),
+    ("beta missing", "def pl_dpo", "torch.where(present, beta * ratio", "torch.where(present, ratio"),
+    ("absent items at 0", "def pl_dpo", "beta * ratio, -torch.inf", "beta * ratio, 0.0"),
+)
+REWARD: tuple[Line, ...] = (
+    ("margin added", "", "difference(gap, margin)", "difference(gap, -margin)"),
+    ("margin ignored", "", "gap = difference(gap, margin)", "gap = gap"),
+    ("scores swapped", "", "difference(chosen_scores, rejected_scores)", "difference(rejected_scores, chosen_scores)"),
+    ("centering of the difference", "", "(wide(chosen_scores) + wide(rejected_scores))", "(wide(chosen_scores) - wide(rejected_scores))"),
+    ("centering without square", "", "wide(rejected_scores)).square()", "wide(rejected_scores)).abs()"),
+    ("smoothing on one side", "", " - label_smoothing * F.logsigmoid(-gap)", ""),
+    ("step labels flipped", "", "wide(logits), labels.to", "wide(logits), 1 - labels.to"),
+)
+SUPERVISED: tuple[Line, ...] = (
+    ("sign of the NLL", "", "return -wide(logps)", "return wide(logps)"),
+    ("dft: weight differentiated", "", "logps.detach().exp()", "logps.exp()"),
+    ("dft: not weighted", "", "-weight * logps, 0.0", "-logps, 0.0"),
+)
+NUMERIC: tuple[Line, ...] = (
+    ("reference differentiated", "", "difference(policy, reference.detach())", "difference(policy, reference)"),
+    ("policy detached", "", "difference(policy, reference.detach())", "difference(policy.detach(), reference)"),
+    ("bf16 kept", "", "else x.float()", "else x"),
+    ("shapes not compared", "", "if a.shape != b.shape:", "if False:"),
+    ("mean over one token more", "", "/ wide(length).clamp(min=1)", "/ (wide(length) + 1)"),
+    ("mean of an empty sequence", "", ".clamp(min=1)", ""),
+    ("tangent flat", "", "math.exp(EXP_CAP) * (1 + x - EXP_CAP)", "math.exp(EXP_CAP) * torch.ones_like(x)"),
+    ("branch not selected overflows", "", "x.clamp(max=EXP_CAP).exp()", "x.exp()"),
+    ("log1mexp: branches swapped", "", "torch.where(x > -math.log(2)", "torch.where(x < -math.log(2)"),
+    ("log1mexp: 0 let through", "", "x = x.clamp(max=-torch.finfo(x.dtype).eps)", "x = x.clamp(max=0)"),
+)
+RAGGED: tuple[Line, ...] = (
+    ("mean of sums", "def segment_mean", " / lengths(sequence_T, sequences).clamp(min=1)", ""),
+    ("mean over all sequences", "def segment_mean", "lengths(sequence_T, sequences).clamp(min=1)", "max(sequences, 1)"),
+    ("mean for sum", "def segment_sum", '"sum", lengths', '"mean", lengths'),
+    ("empty sequence is 1", "", "initial=0.0", "initial=1.0"),
+    ("tokens shifted by one", "def tokens_of", "start_S[picked_N][pick] + place", "start_S[picked_N][pick] + place - 1"),
+    ("starts of all sequences are ends", "def tokens_of", "start_S = length_S.cumsum(0) - length_S", "start_S = length_S.cumsum(0)"),
+    ("places start anew late", "def tokens_of", "(length_N.cumsum(0) - length_N)[pick]", "length_N.cumsum(0)[pick]"),
+    ("worst first", "def rankings", "rank_S[ranked].argsort(stable=True)", "rank_S[ranked].argsort(stable=True, descending=True)"),
+    ("unranked counted", "def rankings", "(rank_S >= 0).nonzero()", "(rank_S >= -1).nonzero()"),
+    ("lists of one kept", "def rankings", "size >= 2", "size >= 1"),
+)
+REDUCE: tuple[Line, ...] = (
+    ("mean of the micro-batch", "", "term.values.sum() / max(denominators[term.unit], 1)", "term.values.mean()"),
+    ("not divided", "", " / max(denominators[term.unit], 1)", ""),
+    ("weight ignored", "", "term.weight * term.values", "term.values"),
+    ("weight twice", "", "term.weight * term.values", "term.weight**2 * term.values"),
+    ("terms averaged", "", "torch.stack(parts).sum()", "torch.stack(parts).mean()"),
+    ("tokens of rejected answers counted", "", "int(best_T(batch).sum())", "len(batch.target_T)"),
+    ("pairs counted as sequences", "", "return batch.pairs", "return batch.sequences"),
+    ("lists counted as prompts", "", "int(rankings(batch.rank_S, batch.prompt_S).shape[0])", "len(batch.index_P)"),
+)
+COLUMNS: tuple[Line, ...] = (
+    ("likelihood learns rejected answers", "def best_T", "batch.rank_S <= 0", "batch.rank_S <= 1"),
+    ("likelihood learns unranked answers only", "def best_T", "batch.rank_S <= 0", "batch.rank_S < 0"),
+    ("rejected reads the chosen", "", '"rejected": _totals("logps_T", "rejected_N")', '"rejected": _totals("logps_T", "chosen_N")'),
+    ("reference column reads the policy", "", '"ref_chosen": _totals("ref_logps_T"', '"ref_chosen": _totals("logps_T"'),
+    ("lengths swapped", "", '"chosen_len": _length("chosen_N")', '"chosen_len": _length("rejected_N")'),
+    (
+        "shared part from the longer answer",
+        "",
+        "torch.minimum(batch.length_S[batch.chosen_N]",
+        "torch.maximum(batch.length_S[batch.chosen_N]",
+    ),
+    ("shared part one token longer", "", "place < shared_N[pair]", "place <= shared_N[pair]"),
+    ("parts multiplied by the mask", "", "torch.where(shared, 0.0, logps)", "logps * ~shared"),
+    ("weight summed, not averaged", "def _weight", "segment_mean(excess", "segment_sum(excess"),
+    (
+        "weight without collision",
+        "def _weight",
+        'difference(_given(view, "logps_T"), _given(view, "collision_T"))',
+        '_given(view, "logps_T")',
+    ),
+    ("short lists padded with 0", "def _ranked", "values_S[table.clamp(min=0)], -torch.inf", "values_S[table.clamp(min=0)], 0.0"),
+    ("margin ignored", "", "view.batch.margin_N.float()", "view.batch.margin_N.float() * 0"),
+    ("labels flipped", "", '"label": lambda view: view.batch.label_S,', '"label": lambda view: ~view.batch.label_S,'),
+    ("scores of the rejected for both", "", '"chosen_scores": _score("chosen_N")', '"chosen_scores": _score("rejected_N")'),
+)
+METHODS: tuple[Line, ...] = (
+    ("sequences weighted by their tokens", "def terms", 'if self.unit == "sequence" and', 'if self.unit == "list" and'),
+    ("options ignored", "def terms", "**{**self.options, **(options or {})}", "**{**(options or {}), **self.options}"),
+    ("weights of added rows lost", "def terms", "term._replace(weight=weight", "term._replace(weight=1.0"),
+    ("mix replaces nothing", "def mixed", "{**self.plus, **mix}", "{**mix, **self.plus}"),
+    ("unknown options let through", "def check_options", "if name not in self.options:", "if False:"),
+    ("beta 0 let through", "def check_options", 'options.get("beta", 1) > 0', 'options.get("beta", 1) >= 0'),
+    ("orpo without its likelihood", "", 'plus={"sft": 1.0}, per_token=True', "per_token=True"),
+    (
+        "kto without its coupling",
+        "",
+        ', columns={"kl": "kl"}, coupling="mismatched_kl"',
+        ', columns={"kl": "delta"}, coupling="reward_shift"',
+    ),
+    ("sft over sequences", "", '"sft": Method(supervised.nll, "token"', '"sft": Method(supervised.nll, "sequence"'),
+    (
+        "aot in micro-batches",
+        "",
+        '"aot": Method(pairwise.aot, "pair", "pairs", "2406.05882 sec. 3", 5e-7, coupling="batch")',
+        '"aot": Method(pairwise.aot, "pair", "pairs", "2406.05882 sec. 3", 5e-7)',
+    ),
+)
+METRICS: tuple[Line, ...] = (
+    ("reward without beta", "", "reward_S = beta * (", "reward_S = ("),
+    ("sides swapped", "", '(("chosen", label), ("rejected", ~label))', '(("chosen", ~label), ("rejected", label))'),
+    ("margin turned round", "", "margin = difference(chosen, rejected)", "margin = difference(rejected, chosen)"),
+    ("ties count full", "", "0.5 * (margin == 0)", "1.0 * (margin == 0)"),
+    ("mean for a sum", "", "return values.sum(), values.numel()", "return values.mean(), values.numel()"),
+    ("steps judged at 0", "", '(COLUMNS["step_labels"](view) > 0.5)', '(COLUMNS["step_labels"](view) >= 0)'),
+)
+TREE: tuple[Line, ...] = (
+    ("shift off by one", "def _columns", "place.first + at - 1, place.predictor", "place.first + at, place.predictor"),
+    ("first token predicted by itself", "def pack", "(start + prompt - 1 if prompt else -1)", "(start + prompt if prompt else -1)"),
+    (
+        "first token predicted by the branch before",
+        "def _columns",
+        "np.where(at > 0, place.first + at - 1, place.predictor)",
+        "place.first + at - 1",
+    ),
+    (
+        "positions run on from branch to branch",
+        "def pack",
+        "np.arange(prompt, prompt + len(branch.ids))",
+        "np.arange(start, start + len(branch.ids))",
+    ),
+    ("positions restart at 0", "def pack", "np.arange(prompt, prompt + len(branch.ids))", "np.arange(len(branch.ids))"),
+    ("last token is the one before", "def _columns", "place.first + len(b.ids) - 1 for", "place.first + len(b.ids) - 2 for"),
+    ("mask ignored", "def _scored", "np.flatnonzero(branch.scored)", "np.arange(len(branch.ids))"),
+    ("last scored token dropped", "def _scored", "np.flatnonzero(branch.scored)", "np.flatnonzero(branch.scored)[:-1]"),
+    ("unpredicted first token scored", "def _scored", "at[at > 0]", "at"),
+    (
+        "chosen and rejected swapped",
+        "def _pair_columns",
+        "chosen.append(base + better)\n            rejected.append(base + worse)",
+        "chosen.append(base + worse)\n            rejected.append(base + better)",
+    ),
+    ("sequences of all trees start at 0", "def _pair_columns", "base += len(tree.branches)", "base += 0"),
+    ("margin lost", "def _pair_columns", "0.0 if tree.margin is None else tree.margin", "0.0"),
+    ("ties are pairs", "def ranked_pairs", "if rank_i < rank_j", "if rank_i <= rank_j"),
+    ("best against second", "def ranked_pairs", "(ranked[0][1], ranked[-1][1])", "(ranked[0][1], ranked[1][1])"),
+    ("padding is read as text", "def pad(", "mask_BC[i, : len(row)] = True", "mask_BC[i, :] = True"),
+    ("step ends off by one", "def _columns", "place.first + np.array(b.step_ends", "place.first - 1 + np.array(b.step_ends"),
+    ("labels lost", "def _columns", "bool(b.label) for b in branches", "False for b in branches"),
+    ("unranked answers are best", "def _columns", "-1 if b.rank is None else b.rank", "0 if b.rank is None else b.rank"),
+)
+PLAN: tuple[Line, ...] = (
+    ("the same order every epoch", "", "default_rng([self.seed, epoch])", "default_rng([self.seed])"),
+    ("seed ignored", "", "default_rng([self.seed, epoch])", "default_rng([0, epoch])"),
+    ("last rows of an epoch dropped", "", "math.ceil(self.rows / self.batch_size)", "max(1, self.rows // self.batch_size)"),
+    ("ranks read the same rows", "", "items[rank::world_size]", "items[:]"),
+    ("a micro-batch loses its first tree", "", "bins.append([tree])", "bins.append([])"),
+    ("micro-batches too large", "", "cost + extra <= micro_tokens", "extra <= micro_tokens"),
+    ("matched completions for KTO's point", "def mismatched", "[*trees[1:], trees[0]]", "[*trees]"),
+    ("completion of the row before", "def mismatched", "[*trees[1:], trees[0]]", "[trees[-1], *trees[:-1]]"),
+)
+PREPARE: tuple[Line, ...] = (
+    ("ties kept as pairs", "", "else ranks == {0}", "else False"),
+    ("rejected answers demonstrated", "", "if c.rank == 0))", "if c.rank is not None))"),
+    ("labels of a pair swapped", "", "label=c.rank == 0", "label=c.rank == 1"),
+    ("first text token scored", "def _score_all", "np.ones(len(ids) - 1", "np.zeros(len(ids) - 1"),
+    ("held-out rows trained on", "", "train, heldout = split(train,", "_, heldout = split(train,"),
+    ("index repeats in held-out rows", "", "_trees(settings.eval_path, len(train)", "_trees(settings.eval_path, 0"),
+)
+TRUNCATE: tuple[Line, ...] = (
+    ("prompt cut at its end", "", "tree.prompt[len(tree.prompt) - (room - head) :]", "tree.prompt[: room - head]"),
+    ("bos lost", "", "int(tree.prompt[0]) == bos_id else 0", "False else 0"),
+    (
+        "one token too many",
+        "",
+        "ids=branch.ids[:room],\n        scored=branch.scored[:room]",
+        "ids=branch.ids[: room + 1],\n        scored=branch.scored[: room + 1]",
+    ),
+    ("steps beyond the cut kept", "", "sum(end < room for end in branch.step_ends)", "sum(end <= room for end in branch.step_ends)"),
+    ("rows that fit are cut", "", "if longest(tree) <= max_length:", "if longest(tree) < max_length:"),
+)
+SPLIT: tuple[Line, ...] = (
+    ("groups ignored", "def group_key", "prompt_key(item) if item.group is None else", "prompt_key(item) if True else"),
+    ("seed ignored", "", "salt = str(seed).encode()", "salt = b''"),
+    ("sides swapped", "", "sides[group_key(item) in held]", "sides[group_key(item) not in held]"),
+)
+FORMATS: tuple[Line, ...] = (
+    (
+        "chosen and rejected swapped",
+        "",
+        "content=chosen, rank=0, score=scores[0]), Completion(content=rejected, rank=1",
+        "content=chosen, rank=1, score=scores[0]), Completion(content=rejected, rank=0",
+    ),
+    ("b wins as a", "", '{"a": (0, 1), "b": (1, 0)', '{"a": (0, 1), "b": (0, 1)'),
+    ("highest score is worst", "def _ranking", "[-score for score in scores]", "[score for score in scores]"),
+    ("ties broken by order", "def _dense_ranks", "enumerate(sorted(set(keys)))", "enumerate(sorted(keys))"),
+)
+CHAT: tuple[Line, ...] = (
+    ("EOS dropped", "def _string", "completion.content.removesuffix(self._eos) + self._eos", "completion.content.removesuffix(self._eos)"),
+    ("EOS doubled", "def _string", "completion.content.removesuffix(self._eos) + self._eos", "completion.content + self._eos"),
+    ("BOS doubled", "def _with_bos", "prompt if prompt.startswith(bos) else bos + prompt", "bos + prompt"),
+    ("BOS dropped", "def _with_bos", "else bos + prompt", "else prompt"),
+    ("no generation prompt", "def prompt_ids", "self._render(prompt, True, tools)", "self._render(prompt, False, tools)"),
+    ("user turns scored", "def _turns", "whole[at : len(before)], False", "whole[at : len(before)], True"),
+    ("earlier assistant turns not scored", "def _turns", "[_Piece(answered, True)]", "[_Piece(answered, False)]"),
+    (
+        "stop token cut off",
+        "def _turns",
+        "turn = self._close(after[len(before) :])",
+        "turn = self._close(after[len(before) :]).removesuffix(self._stop)",
+    ),
+    (
+        "turns not checked against the whole",
+        "def _turns",
+        "if not (after.startswith(before) and whole.startswith(before + turn)):",
+        "if False:",
+    ),
+    ("turn without a stop token", "def _ended", "return turn + self._eos", "return turn"),
+    ("tools forgotten", "def _conversation", "opens.pop(), example.tools)", "opens.pop())"),
+    ("control tokens in contents", "def _check", "if found := self._control.search(message.content):", "if found := None:"),
+    ("first token of nothing scored", "def _branch", "scored[:1] = False", "pass"),
+    ("step ends one late", "def _branch", "np.cumsum([len(piece) for piece in ids]) - 1", "np.cumsum([len(piece) for piece in ids])"),
+    ("rank lost", "def _branch", "rank=completion.rank", "rank=None"),
+    ("stop of the template forgotten when sampling", "def stop_ids", "[self._stop] if self.template else []", "[]"),
+    ("index counts from 0 in every chunk", "def trees", "start += len(chunk)", "start += 0"),
+)
+ATTENTION: tuple[Line, ...] = (
+    ("branches see each other", "def tree_mask", "& ((branch_L[None] == 0) | (branch_L[None] == branch_L[:, None]))", ""),
+    ("the future is seen", "def tree_mask", "(index_L[None] <= index_L[:, None]) & ", ""),
+    ("a token does not see itself", "def tree_mask", "index_L[None] <= index_L[:, None]", "index_L[None] < index_L[:, None]"),
+    ("prompt hidden from branches", "def tree_mask", "(branch_L[None] == 0) | ", ""),
+    (
+        "window by place instead of position",
+        "def tree_mask",
+        "position_L[:, None] - position_L[None] < window",
+        "index_L[:, None] - index_L[None] < window",
+    ),
+    ("window one too wide", "def tree_mask", "position_L[None] < window", "position_L[None] <= window"),
+    (
+        "single branch not windowed",
+        "def tree_mask",
+        "len(span.branches) == 1 and (window is None or window >= span.end - span.start)",
+        "len(span.branches) == 1",
+    ),
+    ("block rule: trees see each other", "def rule", "(tree_M[i] == tree_M[j]) & ", ""),
+    ("block rule: window ignored", "def rule", "return same if window is None else", "return same if True else"),
+    ("scale forgotten", "def _plain", "((q * scale) @ k", "(q @ k"),
+    ("cap forgotten", "def _plain", "scores if softcap is None else", "scores if True else"),
+    ("mask forgotten", "def _plain", "(scores + bias)", "scores"),
+    ("model left in tree mode", "def packed_attention", "model.set_attn_implementation(own)", "pass"),
+)
+LOGPROBS: tuple[Line, ...] = (
+    ("not normalised", "", "[:, 0] - lse[part]", "[:, 0]"),
+    (
+        "scale after the cap",
+        "",
+        "z = z * self.scale if self.scale != 1.0 else z\n        return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z",
+        "z = self.softcap * torch.tanh(z / self.softcap) if self.softcap else z\n        return z * self.scale",
+    ),
+    ("bias forgotten in the head", "", "linear(hidden, self.weight, self.bias)", "linear(hidden, self.weight)"),
+    ("sign of the gradient", "", "mul_(-grad[:, None])", "mul_(grad[:, None])"),
+    ("target forgotten in the gradient", "", "dz.scatter_add_(1, target[:, None], grad[:, None].to(dz.dtype))", "pass"),
+    ("slope of the cap forgotten", "", "head.scale * (1 - (z / head.softcap) ** 2) if head.softcap", "head.scale if head.softcap"),
+    ("scale forgotten in the gradient", "", "else head.scale\n", "else 1.0\n"),
+    ("weight gradient of the last chunk only", "", "d_weight += dz.T @ hidden[part]", "d_weight = dz.T @ hidden[part]"),
+    ("bias gradient missing", "", "d_bias += dz.sum(0)", "d_bias += 0"),
+    (
+        "entropy with the wrong sign",
+        "",
+        "entropy[part] = torch.special.entr(log_p.exp())",
+        "entropy[part] = -torch.special.entr(log_p.exp())",
+    ),
+    ("collision of p, not p squared", "", "collision[part] = (2 * log_p)", "collision[part] = (1 * log_p)"),
+    ("last chunk lost", "", "range(0, total, chunk)]", "range(0, total - chunk + 1, chunk)]"),
+)
+FORWARD: tuple[Line, ...] = (
+    ("padding attended to", "def hidden_states", "attention_mask=mask", "attention_mask=None"),
+    ("positions not given", "def hidden_states", "position_ids=batch.positions_BC, ", ""),
+    ("scores read at the first scored token", "def reward_scores", "[batch.last_S]", "[batch.source_T[: len(batch.last_S)]]"),
+    ("targets read at themselves", "def policy_logps", "hidden[batch.source_T]", "hidden[batch.source_T + 1]"),
+    ("logit scale ignored", "def head_of", 'float(getattr(config, "logit_scale", None) or 1.0)', "1.0"),
+    ("logits scaling multiplied", "def head_of", '/ float(getattr(config, "logits_scaling"', '* float(getattr(config, "logits_scaling"'),
+    ("soft cap ignored", "def head_of", 'getattr(config, "final_logit_softcapping", None)', "None"),
+    ("tree not asked for", "def hidden_states", "if layout.calls == 0:", "if False:"),
+)
+REFERENCE: tuple[Line, ...] = (
+    (
+        "reference is the policy itself",
+        "class AdapterReference",
+        "self._swapped() if self._adapter else self.model.disable_adapter()",
+        "contextmanager(lambda: (yield))()",
+    ),
+    ("sync replaces nothing", "class FrozenReference", "_lerp(mine, theirs, rate)", "_lerp(mine, mine, rate)"),
+    (
+        "rate turned round",
+        "def _lerp",
+        "torch.lerp(mine.float(), theirs.detach().float(), rate)",
+        "torch.lerp(theirs.detach().float(), mine.float(), rate)",
+    ),
+    ("moved reference not kept", "class FrozenReference", "if self._moved else {}", "if False else {}"),
+    ("adapter not put back", "def _swapped", "p.data = kept[name]", "pass"),
+    (
+        "first sync from the policy's adapter",
+        "class AdapterReference",
+        'torch.zeros_like(p) if "lora_B" in name else',
+        "p.detach().clone() if False else",
+    ),
+    ("stale cache: weights not in the key", "def cache_key", "digest.update(weight.detach()", "(weight.detach()"),
+    ("stale cache: mask not in the key", "def cache_key", ' + b"|" + np.packbits(branch.scored).tobytes()', ""),
+    ("stale cache: prompt not in the key", "def cache_key", " + tree.prompt.tobytes())", ")"),
+    ("stale cache: config not in the key", "def cache_key", "base_of(model).config.to_json_string(use_diff=False).encode()", "b''"),
+    (
+        "cache rows in order of the batch",
+        "class CachedReference",
+        "self.rows[int(i)] for i in batch.index_P",
+        "self.rows[k] for k in range(len(batch.index_P))",
+    ),
+    ("reference in training mode", "class FrozenReference", "model.requires_grad_(False).eval()", "model.requires_grad_(False)"),
+)
+LOOP: tuple[Line, ...] = (
+    ("accumulation forgets a micro-batch", "def train_step", "job.optimizer.accumulate()", "job.optimizer.accumulate() if at else None"),
+    (
+        "denominators of the micro-batch",
+        "def train_step",
+        "part = _loss(job, view, coupling, counts, at)",
+        "part = _loss(job, view, coupling, job.counts([batch]), at)",
+    ),
+    ("last loss reported for the sum", "def train_step", "loss += value", "loss = value"),
+    (
+        "metrics of the last micro-batch",
+        "def train_step",
+        "meter.add(job.method.metrics",
+        "meter.stats.clear()\n        meter.add(job.method.metrics",
+    ),
+    ("loss not finite let through", "def train_step", "if not math.isfinite(value):", "if False:"),
+    ("norm not finite let through", "def train_step", "if not math.isfinite(norm):", "if False:"),
+    ("schedule ignored", "def train_step", "job.optimizer.step(lr_factor)", "job.optimizer.step(1.0)"),
+    ("gradients of ranks not added", "def train_step", "distributed.add_gradients(job.optimizer.weights.masters.values())", "pass"),
+    ("running means never updated", "def train_step", "remember(job, meter)", "pass"),
+    ("options ignored", "def _loss", "job.method.terms(view, job.options), counts", "job.method.terms(view), counts"),
+    ("slopes of the wrong micro-batch", "def _loss", "coupling.slopes[at]", "coupling.slopes[0][: len(view.logps_T)]"),
+    ("evaluation adds nothing up", "def evaluate", "loss += 0.0 if", "loss = 0.0 if"),
+    ("evaluation with gradient", "", "@torch.no_grad()\ndef evaluate", "def evaluate"),
+)
+JOB: tuple[Line, ...] = (
+    (
+        "positions of this rank for the step",
+        "",
+        "counts = {unit: float(sum(count(batch, unit) for batch in batches))",
+        "counts = {unit: float(max(count(batch, unit) for batch in batches))",
+    ),
+    ("units of added rows forgotten", "", 'self.method.units | {"pair"}', 'frozenset({self.method.unit, "pair"})'),
+    ("reference not read", "", "self.reference.logps(batch) if self.reference is not None else None", "None"),
+    ("counts of one rank", "", "return distributed.add_up(counts | ", "return dict(counts | "),
+)
+COUPLING: tuple[Line, ...] = (
+    ("reference point of matched rows", "", "job.batches(mismatched(trees))", "job.batches(trees)"),
+    ("reference point turned round", "", "view.logps_T - view.ref_logps_T", "view.ref_logps_T - view.logps_T"),
+    ("reference point per token", "", "rows += batch.sequences", "rows += len(batch.target_T)"),
+    ("shift not halved", "", "if stat.count) / 2", "if stat.count)"),
+    (
+        "shift pooled over the classes",
+        "",
+        "sum(stat.total / stat.count for stat in shift.values() if stat.count) / 2",
+        "sum(stat.total for stat in shift.values()) / max(1, sum(stat.count for stat in shift.values()))",
+    ),
+    ("shift of the last step only", "", "Stat(before.total + added", "Stat(added"),
+    ("shift of one class", "", 'for name in ("rewards/chosen", "rewards/rejected"):', 'for name in ("rewards/chosen",):'),
+    ("several ranks sort apart", "", "if distributed.world_size() > 1:", "if False:"),
+    ("pairs of later micro-batches point at the first", "def merge", '"chosen_N": sequences, ', ""),
+    ("tokens of later micro-batches too", "def merge", '{"sequence_T": sequences, ', "{"),
+    ("options ignored", "def whole_step", "job.method.terms(view, job.options)", "job.method.terms(view)"),
+)
+OPTIM: tuple[Line, ...] = (
+    ("warm-up one step late", "def factor", "(step + 1) / warmup", "step / warmup"),
+    ("linear decay ends early", "def factor", "max(0.0, 1.0 - progress)", "max(0.0, 1.0 - 2 * progress)"),
+    ("cosine without its floor", "def factor", "COSINE_FLOOR + (1 - COSINE_FLOOR) * ", ""),
+    (
+        "norms decayed",
+        "",
+        '{"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0}',
+        '{"params": [p for p in rest if p.ndim < 2], "weight_decay": settings.weight_decay}',
+    ),
+    ("bf16 sums of gradients", "def accumulate", "parameter.grad.float() if", "parameter.grad if"),
+    ("gradients not cleared in bf16", "def accumulate", "            parameter.grad = None", "            pass"),
+    ("gradients not cleared", "def step", "            master.grad = None", "            pass"),
+    ("no clipping", "def step", "if self.grad_clip > 0:", "if False:"),
+    (
+        "norm after clipping reported",
+        "def step",
+        "norm = torch.nn.utils.get_total_norm(gradients)",
+        "norm = torch.nn.utils.get_total_norm(gradients).clamp(max=self.grad_clip or None)",
+    ),
+    ("update although not finite", "def step", "if torch.isfinite(norm):", "if True:"),
+    ("masters not published", "def step", "self.weights.publish()", "pass"),
+    ("optimizer state forgotten on resume", "def load", '"state": saved', '"state": {}'),
+    ("weights forgotten on resume", "def load", 'master.copy_(slots[name].pop("weight"))', 'slots[name].pop("weight")'),
+)
+CHECKPOINT: tuple[Line, ...] = (
+    ("hash not checked", "def load", "if _describe(path / name) != written:", "if False:"),
+    ("oldest restored", "def restore", "reversed(checkpoints(folder))", "checkpoints(folder)"),
+    ("newest deleted", "def save", "checkpoints(folder)[:-keep]", "checkpoints(folder)[keep:]"),
+    ("written in place", "def save", "_put(draft, place)", "shutil.copytree(draft, place, dirs_exist_ok=True)"),
+    ("draft left behind", "def save", "shutil.rmtree(draft, ignore_errors=True)", "pass"),
+    ("damaged checkpoint is silence", "def restore", "if damage is not None:", "if False:"),
+    ("generator not put back", "def set_generator_state", "generator.set_state(", "torch.Generator().set_state("),
+)
+FIT: tuple[Line, ...] = (
+    ("reference never moves", "def step", "if sync and self.job.reference is not None", "if False and self.job.reference is not None"),
+    ("reference moves every step", "def step", "self.at.step % sync == 0", "True"),
+    ("rows of the step before", "def step", "self.plan.step(self.at.step)]", "self.plan.step(max(0, self.at.step - 1))]"),
+    ("worst step kept", "def evaluate", 'if name.endswith("loss")', 'if not name.endswith("loss")'),
+    ("patience never counted", "def evaluate", "self.at.waited += 1", "self.at.waited += 0"),
+    ("best weights not put back", "def take_best", "master.copy_(found.tensors[name])", "pass"),
+    ("shift lost on resume", "def save", '"shift": {k: list(v) for k, v in self.job.shift.items()}', '"shift": {}'),
+    ("reference lost on resume", "def save", 'tensors |= {f"reference/{k}": t for k, t in reference.items()}', "pass"),
+    ("other settings resumed", "def fingerprint", "json.dumps([plain, self.total]", "json.dumps([self.total]"),
+)
+METER: tuple[Line, ...] = (
+    (
+        "mean of means",
+        "",
+        "Stat(total + float(stat.total), count + float(stat.count))",
+        "Stat(total + float(stat.total) / max(stat.count, 1), count + 1)",
+    ),
+    ("last micro-batch only", "", "total + float(stat.total), count", "float(stat.total), count"),
+)
+DISTRIBUTED: tuple[Line, ...] = (
+    ("gradients averaged", "def add_gradients", "dist.all_reduce(parameter.grad)", "dist.all_reduce(parameter.grad.div_(world_size()))"),
+    ("gradients not added", "def add_gradients", "            dist.all_reduce(parameter.grad)", "            pass"),
+    ("counts not added", "def add_up", "    dist.all_reduce(total)", "    pass"),
+)
+
+_ALL: Mapping[str, tuple[Line, ...]] = {
+    "losses/pairwise.py": PAIRWISE,
+    "losses/unpaired.py": UNPAIRED,
+    "losses/listwise.py": LISTWISE,
+    "losses/reward.py": REWARD,
+    "losses/supervised.py": SUPERVISED,
+    "losses/numeric.py": NUMERIC,
+    "losses/ragged.py": RAGGED,
+    "losses/reduce.py": REDUCE,
+    "losses/columns.py": COLUMNS,
+    "losses/methods.py": METHODS,
+    "losses/metrics.py": METRICS,
+    "pack/tree.py": TREE,
+    "pack/plan.py": PLAN,
+    "pack/prepare.py": PREPARE,
+    "data/truncate.py": TRUNCATE,
+    "data/split.py": SPLIT,
+    "data/formats.py": FORMATS,
+    "text/chat.py": CHAT,
+    "model/attention.py": ATTENTION,
+    "model/logprobs.py": LOGPROBS,
+    "model/forward.py": FORWARD,
+    "model/reference.py": REFERENCE,
+    "training/loop.py": LOOP,
+    "training/job.py": JOB,
+    "training/coupling.py": COUPLING,
+    "training/optim.py": OPTIM,
+    "training/checkpoint.py": CHECKPOINT,
+    "training/fit.py": FIT,
+    "training/meter.py": METER,
+    "training/distributed.py": DISTRIBUTED,
+}
+SURVIVES: Mapping[str, str] = {}
+"""Faults that change nothing anyone could see, with the reason."""
+
+FAULTS: tuple[Fault, ...] = tuple(
+    Fault(file, *line, survives=SURVIVES.get(f"{file}: {line[0]}", "")) for file, lines in _ALL.items() for line in lines
+)

@@ -1,0 +1,251 @@
+"""Plant every fault of `faults.FAULTS` in a copy of the source and see whether a test notices.
+
+    make mutate                                # all of them, and the table in docs/mutation.md
+    python -m tests.mutation.run reward tree   # those whose names hold one of the words
+
+For each fault the part of the fast suite that concerns its file runs and stops at the first failure. torch and transformers are loaded
+once; every fault is tried in a fork. Exit code 1 when fewer than 95% are killed, when one survives without a known reason, or when one
+no longer applies to the source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.mutation.faults import FAULTS, Fault
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "mutation.md"
+GOAL = 0.95
+PATIENCE = 900
+"""Seconds after which a fault that hangs counts as noticed."""
+
+GOLDEN = ("tests/golden/test_golden.py::test_twenty_steps_are_as_recorded",)
+PACKINGS = (*GOLDEN, "tests/golden/test_golden.py::test_padded_rows_in_small_micro_batches_meet_the_same_file")
+LOSSES = ("tests/methods", "tests/exact/test_verify.py", *GOLDEN)
+LOOP = ("tests/unit/test_training.py", *PACKINGS)
+CONCERNS: Mapping[str, tuple[str, ...]] = {
+    "losses/": LOSSES,
+    "losses/ragged.py": ("tests/unit/test_ragged.py", *LOSSES),
+    "losses/reduce.py": ("tests/unit/test_reduce.py", *LOSSES, *LOOP),
+    "losses/columns.py": (*LOSSES, "tests/unit/test_training.py"),
+    "losses/metrics.py": ("tests/methods", "tests/unit/test_training.py"),
+    "pack/tree.py": ("tests/unit/test_pack.py", "tests/unit/test_attention.py", "tests/exact/test_verify.py", *LOOP),
+    "pack/plan.py": ("tests/unit/test_pack.py", "tests/exact/test_verify.py", *LOOP, "tests/unit/test_distributed.py"),
+    "pack/prepare.py": ("tests/unit/test_prepare.py",),
+    "data/": (
+        "tests/unit/test_data_read.py",
+        "tests/unit/test_data_split.py",
+        "tests/unit/test_data_formats.py",
+        "tests/unit/test_prepare.py",
+    ),
+    "text/": ("tests/unit/test_chat.py", "tests/unit/test_prepare.py"),
+    "model/": ("tests/unit/test_logprobs.py", "tests/unit/test_attention.py", "tests/exact/test_verify.py", *LOOP),
+    "model/reference.py": LOOP,
+    "training/": LOOP,
+    "training/optim.py": ("tests/unit/test_optim.py", *LOOP),
+    "training/loop.py": (*LOOP, "tests/unit/test_distributed.py"),
+    "training/job.py": (*LOOP, "tests/unit/test_distributed.py"),
+    "training/checkpoint.py": ("tests/unit/test_checkpoint.py", "tests/unit/test_training.py"),
+    "training/meter.py": ("tests/unit/test_meter.py", *LOOP),
+    "training/distributed.py": ("tests/unit/test_distributed.py",),
+}
+"""Start of a file's path (the longest counts) -> tests, the narrowest first."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a fault: the test that noticed it ("" when none did), and the seconds that took."""
+
+    fault: Fault
+    noticed: str
+    seconds: float
+
+    @property
+    def state(self) -> str:
+        """One word."""
+        return "killed" if self.noticed else "survived"
+
+
+def tests_of(file: str) -> tuple[str, ...]:
+    """The tests that concern a file."""
+    starts = [start for start in CONCERNS if file.startswith(start)]
+    return CONCERNS[max(starts, key=len)]
+
+
+def mutants(faults: Sequence[Fault], jobs: int) -> Iterator[Result]:
+    """Try the faults, `jobs` at a time, each in a copy of the source of its own."""
+    _load_heavy()
+    with tempfile.TemporaryDirectory() as scratch:
+        copies = [Path(scratch) / str(slot) for slot in range(jobs)]
+        for copy in copies:
+            shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        running: dict[int, tuple[Fault, Path, float]] = {}
+        waiting = list(reversed(faults))
+        while waiting or running:
+            while waiting and copies:
+                fault, copy = waiting.pop(), copies.pop()
+                running[_start(fault, copy)] = (fault, copy, time.perf_counter())
+            child, status = os.wait()
+            fault, copy, started = running.pop(child)
+            noticed = (copy / "noticed").read_text() if (copy / "noticed").exists() else ""
+            code = os.waitstatus_to_exitcode(status)
+            yield Result(fault, noticed or ("" if code == 0 else f"exit code {code}"), time.perf_counter() - started)
+            copies.append(copy)
+
+
+def unharmed(files: Sequence[str]) -> str:
+    """The first test that fails although nothing is wrong; "" where all is well."""
+    nothing = Fault(files[0], "nothing", "", "", "")
+    tests = tuple(dict.fromkeys(test for file in files for test in tests_of(file)))
+    _load_heavy()
+    with tempfile.TemporaryDirectory() as scratch:
+        shutil.copytree(ROOT / "src", Path(scratch) / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        _, status = os.waitpid(_start(nothing, Path(scratch), tests), 0)
+        found = Path(scratch) / "noticed"
+        code = os.waitstatus_to_exitcode(status)
+        return found.read_text() if found.exists() else "" if code == 0 else f"exit code {code}"
+
+
+def _load_heavy() -> None:
+    """What every fork would load for itself; prefopt is not among it."""
+    import hypothesis  # noqa: F401
+    import peft  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.optimize  # noqa: F401
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    torch.set_num_threads(1)
+    assert not any(name.split(".")[0] == "prefopt" for name in sys.modules)
+
+
+def _start(fault: Fault, copy: Path, tests: Sequence[str] = ()) -> int:
+    """Fork; the child plants the fault, runs the tests and writes the first that fails to `copy/noticed`."""
+    (copy / "noticed").unlink(missing_ok=True)
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 3
+    try:
+        signal.alarm(PATIENCE)
+        code = _tried(fault, copy, tests or tests_of(fault.file))
+    finally:
+        os._exit(code)
+
+
+def _tried(fault: Fault, copy: Path, tests: Sequence[str]) -> int:
+    import pytest
+
+    path = copy / "src" / "prefopt" / fault.file
+    whole = path.read_text()
+    mutated = fault.applied(whole) if fault.old else whole
+    assert mutated is not None
+    os.environ |= {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(copy / "src"))
+    os.chdir(ROOT)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    path.write_text(mutated)
+    try:
+        options = [
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+            "--basetemp",
+            str(copy / "tests"),
+        ]
+        return int(pytest.main([*options, *tests], plugins=[_Witness(copy / "noticed")]))
+    finally:
+        path.write_text(whole)
+
+
+class _Witness:
+    """Writes down the first test (or file) that fails."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.path.exists():
+            self.path.write_text(report.nodeid)
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+# --- the account --------------------------------------------------------------------------------------------------------
+
+
+def page(results: Sequence[Result]) -> str:
+    """docs/mutation.md."""
+    killed = [r for r in results if r.noticed]
+    recorded = [r for r in killed if r.noticed.startswith("tests/golden")]
+    lines = [
+        "# Planted faults",
+        "",
+        "Written by `make mutate`, which changes one thing in the source (a sign, a denominator, a mask, a swapped pair, a reference left",
+        "in the graph, ...), runs the part of the fast suite that concerns the file, and looks for a failure. A survivor is either a fault",
+        "that changes nothing anyone could see, with the reason, or a test that is missing.",
+        "",
+        f"**{len(killed)} of {len(results)} planted faults are killed ({len(killed) / len(results):.1%})**,",
+        f"{len(recorded)} of them by the golden trajectories alone.",
+        "",
+        "| file | planted | killed | by golden trajectories alone |",
+        "|---|---:|---:|---:|",
+    ]
+    for file in dict.fromkeys(r.fault.file for r in results):
+        mine = [r for r in results if r.fault.file == file]
+        lines.append(f"| `{file}` | {len(mine)} | {sum(r in killed for r in mine)} | {sum(r in recorded for r in mine)} |")
+    survivors = [r.fault for r in results if not r.noticed]
+    lines += ["", "## Survivors", "", *(f"- `{fault.file}`, {fault.what}: {fault.survives or 'no test sees it'}" for fault in survivors)]
+    return "\n".join(lines + ([] if survivors else ["None."])) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation.run", description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="only faults whose names hold one of these")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    options = parser.parse_args(arguments)
+    faults = [fault for fault in FAULTS if not options.words or any(word in fault.name for word in options.words)]
+    if not faults:
+        raise SystemExit("no fault has such a name")
+    lost = [fault.name for fault in faults if fault.applied((ROOT / "src" / "prefopt" / fault.file).read_text()) is None]
+    for name in lost:
+        print(f"no longer applies: {name}")
+    faults = [fault for fault in faults if fault.name not in lost]
+    if broken := unharmed(list(dict.fromkeys(fault.file for fault in faults))):
+        raise SystemExit(f"without any fault this fails already: {broken}")
+    results = []
+    for result in mutants(faults, options.jobs):
+        results.append(result)
+        print(f"{result.state:9}{result.seconds:6.1f} s  {result.fault.name}  {result.noticed or result.fault.survives}", flush=True)
+    killed = sum(bool(result.noticed) for result in results)
+    print(f"{killed} of {len(results)} killed ({killed / len(results):.1%})")
+    if not options.words:
+        results.sort(key=lambda result: FAULTS.index(result.fault))
+        PAGE.write_text(page(results))
+    unexplained = [result for result in results if not result.noticed and not result.fault.survives]
+    return int(bool(lost or unexplained) or killed < GOAL * len(results))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
