@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import prefopt
 from prefopt.losses.methods import METHODS
 from tests.golden import record
 from tests.golden import trajectory as golden
+from tests.ranks import together
 
 ROOT = record.ROOT
 FEW = ("sft", "dpo", "kto", "bco", "pl_dpo", "reward", "prm")
@@ -44,17 +42,7 @@ def test_two_ranks_meet_the_same_file(methods: tuple[str, ...], tmp_path: Path) 
     shared = [method for method in methods if method not in ALONE]
     lines = ["import sys", "from pathlib import Path", "from tests.golden.trajectory import trajectory", "for method in sys.argv[2:]:"]
     (tmp_path / "train.py").write_text("\n".join([*lines, "    trajectory(method, out=Path(sys.argv[1]) / method)"]))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    paths = os.pathsep.join([str(Path(prefopt.__file__).parents[1]), str(ROOT)])
-    done = subprocess.run(
-        [*launch, str(tmp_path / "train.py"), str(tmp_path), *shared],
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-        env={"PYTHONPATH": paths, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    together(tmp_path / "train.py", str(tmp_path), *shared)
     for method in shared:
         assert list(golden.departures(golden.series_of(tmp_path / method), golden.recorded(method))) == [], method
 

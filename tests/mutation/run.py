@@ -89,7 +89,7 @@ def mutants(faults: Sequence[Fault], jobs: int) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as scratch:
         copies = [Path(scratch) / str(slot) for slot in range(jobs)]
         for copy in copies:
-            shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("__pycache__"))
+            _copy(copy)
         running: dict[int, tuple[Fault, Path, float]] = {}
         waiting = list(reversed(faults))
         while waiting or running:
@@ -110,11 +110,18 @@ def unharmed(files: Sequence[str]) -> str:
     tests = tuple(dict.fromkeys(test for file in files for test in tests_of(file)))
     _load_heavy()
     with tempfile.TemporaryDirectory() as scratch:
-        shutil.copytree(ROOT / "src", Path(scratch) / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        _copy(Path(scratch))
         _, status = os.waitpid(_start(nothing, Path(scratch), tests), 0)
         found = Path(scratch) / "noticed"
         code = os.waitstatus_to_exitcode(status)
         return found.read_text() if found.exists() else "" if code == 0 else f"exit code {code}"
+
+
+def _copy(folder: Path) -> None:
+    """Source and tests, so that a test that starts a process of its own finds the fault there too."""
+    for part in ("src", "tests", "recipes"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
 
 
 def _load_heavy() -> None:
@@ -152,10 +159,12 @@ def _tried(fault: Fault, copy: Path, tests: Sequence[str]) -> int:
     whole = path.read_text()
     mutated = fault.applied(whole) if fault.old else whole
     assert mutated is not None
-    os.environ |= {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"PYTHONPATH": f"{copy / 'src'}{os.pathsep}{copy}", "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     sys.dont_write_bytecode = True
-    sys.path.insert(0, str(copy / "src"))
-    os.chdir(ROOT)
+    sys.path[:0] = [str(copy), str(copy / "src")]
+    for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        del sys.modules[name]
+    os.chdir(copy)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
