@@ -4,10 +4,11 @@ BIN := .venv/bin
 READY := .venv/.ready
 BENCH := .venv-bench/.ready
 BOUNDS := .venv-bounds/.ready
+PARITY := .venv-bench/.parity
 DOCS := .venv-docs/.ready
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: quickstart test bounds check golden bench docs setup clean mutate
+.PHONY: quickstart test bounds check golden mutate parity bench docs setup clean
 
 quickstart: $(READY)
 	$(BIN)/prefopt quickstart
@@ -34,6 +35,10 @@ mutate: $(READY)
 bench: $(BENCH)
 	.venv-bench/bin/python benchmarks/offline.py $(BENCH_ARGS)
 
+# every loss that TRL, verl or OpenRLHF also has beside theirs, value and gradient, and the table in docs/parity.md
+parity: $(BENCH) $(PARITY)
+	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.parity $(PARITY_ARGS)
+
 docs: $(READY) $(DOCS)
 	$(BIN)/python docs/make_methods.py
 	.venv-docs/bin/zensical build --clean --strict
@@ -56,6 +61,11 @@ $(BENCH): pyproject.toml constraints.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python $(PIP) torch==2.13.0
 	.venv-bench/bin/python $(PIP) -c constraints.txt trl==1.16.0 -e .
+	touch $@
+
+# their functions alone: what the packages want (ray, flash-attn, ...) is not needed for a comparison
+$(PARITY): $(BENCH)
+	.venv-bench/bin/python $(PIP) --no-deps verl==0.9.1 openrlhf==0.11.2
 	touch $@
 
 $(DOCS): Makefile

@@ -180,7 +180,7 @@ def _tried(fault: Fault, copy: Path, tests: Sequence[str]) -> int:
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
             "--basetemp",
-            str(copy / "tests"),
+            str(copy / "scratch"),
         ]
         return int(pytest.main([*options, *tests], plugins=[_Witness(copy / "noticed")]))
     finally:
