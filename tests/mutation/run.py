@@ -11,6 +11,7 @@ no longer applies to the source.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import signal
@@ -30,16 +31,26 @@ GOAL = 0.95
 PATIENCE = 900
 """Seconds after which a fault that hangs counts as noticed."""
 
+VALUES = (
+    "tests/methods/test_values.py",
+    "tests/methods/test_table.py",
+    "tests/methods/test_doctests.py",
+    "tests/methods/test_properties.py",
+)
 GOLDEN = ("tests/golden/test_golden.py::test_twenty_steps_are_as_recorded",)
 PACKINGS = (*GOLDEN, "tests/golden/test_golden.py::test_padded_rows_in_small_micro_batches_meet_the_same_file")
-LOSSES = ("tests/methods", "tests/exact/test_verify.py", *GOLDEN)
+LOSSES = (*VALUES, "tests/exact/test_verify.py", *GOLDEN)
 LOOP = ("tests/unit/test_training.py", *PACKINGS)
 CONCERNS: Mapping[str, tuple[str, ...]] = {
     "losses/": LOSSES,
-    "losses/ragged.py": ("tests/unit/test_ragged.py", *LOSSES),
-    "losses/reduce.py": ("tests/unit/test_reduce.py", *LOSSES, *LOOP),
-    "losses/columns.py": (*LOSSES, "tests/unit/test_training.py"),
-    "losses/metrics.py": ("tests/methods", "tests/unit/test_training.py"),
+    "losses/policy.py": ("tests/methods/test_policy.py", *VALUES),
+    "losses/advantages.py": ("tests/methods/test_policy.py", *VALUES),
+    "losses/kl.py": ("tests/methods/test_policy.py", *VALUES),
+    "losses/value.py": ("tests/methods/test_policy.py", *VALUES),
+    "losses/ragged.py": (*VALUES, "tests/unit/test_ragged.py", "tests/methods/test_policy.py", "tests/exact/test_verify.py", *GOLDEN),
+    "losses/reduce.py": ("tests/unit/test_reduce.py", *VALUES, *LOOP),
+    "losses/columns.py": (*VALUES, "tests/unit/test_training.py", "tests/exact/test_verify.py", *GOLDEN),
+    "losses/metrics.py": (*VALUES, "tests/unit/test_training.py"),
     "pack/tree.py": ("tests/unit/test_pack.py", "tests/unit/test_attention.py", "tests/exact/test_verify.py", *LOOP),
     "pack/plan.py": ("tests/unit/test_pack.py", "tests/exact/test_verify.py", *LOOP, "tests/unit/test_distributed.py"),
     "pack/prepare.py": ("tests/unit/test_prepare.py",),
@@ -87,9 +98,7 @@ def mutants(faults: Sequence[Fault], jobs: int) -> Iterator[Result]:
     """Try the faults, `jobs` at a time, each in a copy of the source of its own."""
     _load_heavy()
     with tempfile.TemporaryDirectory() as scratch:
-        copies = [Path(scratch) / str(slot) for slot in range(jobs)]
-        for copy in copies:
-            _copy(copy)
+        copies = [_copy(Path(scratch) / str(slot)) for slot in range(jobs)]
         running: dict[int, tuple[Fault, Path, float]] = {}
         waiting = list(reversed(faults))
         while waiting or running:
@@ -117,11 +126,13 @@ def unharmed(files: Sequence[str]) -> str:
         return found.read_text() if found.exists() else "" if code == 0 else f"exit code {code}"
 
 
-def _copy(folder: Path) -> None:
-    """Source and tests, so that a test that starts a process of its own finds the fault there too."""
+def _copy(folder: Path) -> Path:
+    """Source and tests, so that a test that starts a process of its own finds the fault there too; compiled once for all forks."""
     for part in ("src", "tests", "recipes"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
+    compileall.compile_dir(folder / "src", quiet=1)
+    return folder
 
 
 def _load_heavy() -> None:
