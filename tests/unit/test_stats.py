@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import math
+import pkgutil
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-import prefopt.stats.intervals
-import prefopt.stats.winrate
+import prefopt.stats
 from prefopt.stats import bootstrap, clustered_mean, preference_scores, sign_test, wilson, win_rate
 
 
-@pytest.mark.parametrize("module", [prefopt.stats.intervals, prefopt.stats.winrate])
-def test_examples_run(module) -> None:
-    assert doctest.testmod(module).failed == 0
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(prefopt.stats.__path__)])
+def test_examples_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"prefopt.stats.{name}")).failed == 0
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 5), (5, 5), (3, 7), (80, 200)])
@@ -79,7 +80,7 @@ def test_win_rate_counts_ties_half_and_mirrors() -> None:
     found, mirrored = win_rate(mine, theirs), win_rate(theirs, mine)
     assert found.value == 0.625
     assert (mirrored.value, mirrored.low, mirrored.high) == pytest.approx((1 - found.value, 1 - found.high, 1 - found.low))
-    assert win_rate(mine, theirs, clusters=["p", "p", "q", "q"]).method == "clustered t"
+    assert win_rate(mine, theirs, clusters=["p", "p", "q", "q"]).method == "clustered Wilson"
     with pytest.raises(ValueError, match="shapes differ"):
         win_rate([1.0], [1.0, 2.0])
 

@@ -1,9 +1,9 @@
-"""Estimates with their uncertainty."""
+"""Estimates with their uncertainty: an estimate, proportions, means of clustered observations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,14 @@ import numpy.typing as npt
 from scipy import stats
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 class Interval(NamedTuple):
     """An estimate and its interval: `n` observations, `method` says how it was made.
 
     `std_error` (nan where the method has none) and `df` are for tests against a bound: (value - bound) / std_error is t with df degrees of
-    freedom, normal where df is infinite.
+    freedom, normal where df is infinite. `float(interval)` is the estimate.
     """
 
     value: float
@@ -29,8 +30,11 @@ class Interval(NamedTuple):
     std_error: float = math.nan
     df: float = math.inf
 
+    def __float__(self) -> float:
+        return self.value
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+
+def wilson(successes: float, n: float, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion.
 
     (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)  (Wilson 1927, J. Am. Stat. Assoc. 22, p. 209).
@@ -46,14 +50,42 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     >>> [round(x, 4) for x in wilson(8, 10)[:3]]
     [0.8, 0.4902, 0.9433]
     """
-    if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes in {n} trials")
-    p, z = successes / n, float(stats.norm.ppf((1 + confidence) / 2))
+    _check_counts(successes, n)
+    p = successes / n
+    low, high = score_limits(p, n, float(stats.norm.ppf((1 + confidence) / 2)))
+    return Interval(p, low, high, int(n), "Wilson", confidence, math.sqrt(p * (1 - p) / n))
+
+
+def score_limits(p: float, n: float, z: float) -> tuple[float, float]:
+    """The ends of Wilson's interval of a share `p` of `n` trials (`n` may be an effective number), `z` standard errors either side."""
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     low, high = (centre - spread) / scale, (centre + spread) / scale
-    low, high = min(p, max(0.0, low)), max(p, min(1.0, high))  # rounding must not leave p outside at 0 and 1
-    return Interval(p, low, high, n, "Wilson", confidence, math.sqrt(p * (1 - p) / n))
+    return min(p, max(0.0, low)), max(p, min(1.0, high))  # rounding must not leave p outside at 0 and 1
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """The exact interval of a proportion: it never covers less often than it says, and so is wide.
+
+    [B(a/2; k, n-k+1), B(1-a/2; k+1, n-k)], quantiles of beta distributions, a = 1 - confidence  (Clopper and Pearson 1934,
+    Biometrika 26, p. 404).
+
+    Raises:
+        ValueError: no trials, or successes outside [0, n].
+
+    >>> [round(x, 4) for x in clopper_pearson(0, 10)[:3]]
+    [0.0, 0.0, 0.3085]
+    """
+    _check_counts(successes, n)
+    p, tail = successes / n, (1 - confidence) / 2
+    low = float(stats.beta.ppf(tail, successes, n - successes + 1)) if successes > 0 else 0.0
+    high = float(stats.beta.ppf(1 - tail, successes + 1, n - successes)) if successes < n else 1.0
+    return Interval(p, low, high, n, "Clopper-Pearson", confidence, math.sqrt(p * (1 - p) / n))
+
+
+def _check_counts(successes: float, n: float) -> None:
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes in {n} trials")
 
 
 def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Interval:
@@ -69,7 +101,7 @@ def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable
     [0.5, -0.419, 1.419]
     """
     x = np.asarray(values, dtype=np.float64)
-    codes = _codes(clusters, len(x))
+    codes = cluster_codes(clusters, len(x))
     groups = int(codes.max()) + 1
     mean = float(x.mean())
     if groups < 2:
@@ -80,42 +112,12 @@ def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable
     return Interval(mean, mean - reach, mean + reach, len(x), "clustered t" if clusters is not None else "t", confidence, error, groups - 1)
 
 
-def bootstrap(
-    values: Sequence[float] | Floats,
-    statistic: Callable[[Floats], float] = lambda x: float(x.mean()),
-    *,
-    rng: np.random.Generator,
-    clusters: Sequence[Hashable] | None = None,
-    draws: int = 2000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Percentile bootstrap of a statistic, whole clusters drawn with replacement (Efron 1979; Davison and Hinkley 1997, sec. 5.3).
-
-    Args:
-        values: [n], or [n, ...] with one row an observation.
-        statistic: of such an array.
-        rng: the randomness.
-        clusters: observations that go together; each is its own where none are given.
-        draws: resamples.
-        confidence: of the interval.
+def cluster_codes(clusters: Sequence[Hashable] | None, n: int) -> Ints:
+    """Clusters as numbers from 0, in the order they first appear; each of the `n` observations its own where none are given.
 
     Raises:
         ValueError: no observations, or clusters of another number.
     """
-    x = np.asarray(values, dtype=np.float64)
-    codes = _codes(clusters, len(x))
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-    found = np.empty(draws)
-    for i in range(draws):
-        picked = rng.integers(len(members), size=len(members))
-        found[i] = statistic(x[picked] if clusters is None else x[np.concatenate([members[g] for g in picked])])
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-    method = "bootstrap" if clusters is None else "clustered bootstrap"
-    return Interval(statistic(x), float(low), float(high), len(x), method, confidence, float(found.std(ddof=1)))
-
-
-def _codes(clusters: Sequence[Hashable] | None, n: int) -> npt.NDArray[np.int64]:
-    """Clusters as numbers from 0."""
     if n == 0:
         raise ValueError("no observations")
     if clusters is None:
@@ -124,3 +126,10 @@ def _codes(clusters: Sequence[Hashable] | None, n: int) -> npt.NDArray[np.int64]
         raise ValueError(f"{n} observations but {len(clusters)} cluster names")
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(c, len(numbers)) for c in clusters])
+
+
+def sum_by(group: Ints, rows: Floats, groups: int | None = None) -> Floats:
+    """Rows [N, ...] added up by group (numbers from 0) -> [groups, ...]."""
+    out = np.zeros((int(group.max()) + 1 if groups is None else groups, *rows.shape[1:]))
+    np.add.at(out, group, rows)
+    return out

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import stats
 
-from prefopt.stats.intervals import Floats, Interval, clustered_mean, wilson
+from prefopt.stats.intervals import Floats, Interval, clustered_mean, score_limits, wilson
 
 
 def preference_scores(mine: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> Floats:
@@ -29,24 +29,75 @@ def win_rate(
     clusters: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """Share of prompts on which mine beats theirs, ties one half.
+    """Share of prompts on which mine beats theirs, ties one half; intervals as in `score_rate`."""
+    return score_rate(preference_scores(mine, theirs), clusters=clusters, confidence=confidence)
 
-    Wilson's interval where every row is its own cluster (a tie has less variance than the interval allows for, so it is on the wide
-    side); otherwise the mean with clustered standard errors, cut to [0, 1].
+
+def score_rate(scores: Sequence[float] | Floats, *, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Interval:
+    """Mean of scores between 0 and 1 (1 a win, one half a tie), with an interval inside [0, 1].
+
+    Wilson's interval where scores are wins and losses of independent prompts. Otherwise Wilson's with the number of independent wins and
+    losses that would have the same standard error, n = p (1 - p) / SE², SE clustered, and t quantiles of G - 1 degrees of freedom
+    (Kish 1965, "Survey Sampling", sec. 8.2, for the effective number; Franco, Little, Louis and Slud 2019, J. Surv. Stat. Methodol. 7,
+    for the interval): ties make it narrower than Wilson's own, answers of one prompt that go together wider.
+
+    Args:
+        scores: [n], each from 0 to 1.
+        clusters: observations that go together; each is its own where none are given.
+        confidence: of the interval.
+
+    Raises:
+        ValueError: no scores, scores outside [0, 1], or clusters of another number.
     """
-    scores = preference_scores(mine, theirs)
-    if clusters is None or len(set(clusters)) == len(scores):
-        return wilson(float(scores.sum()), len(scores), confidence)
-    found = clustered_mean(scores, clusters, confidence)
-    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+    x = np.asarray(scores, dtype=np.float64)
+    if len(x) and not (np.all(x >= 0) and np.all(x <= 1)):
+        raise ValueError("scores are from 0 to 1: 1 a win, one half a tie, 0 a loss")
+    found = clustered_mean(x, clusters, confidence)
+    independent = clusters is None or len(set(clusters)) == len(x)
+    if independent and np.isin(x, (0.0, 1.0)).all():
+        return wilson(float(x.sum()), len(x), confidence)
+    if not np.isfinite(found.low):
+        return found._replace(low=0.0, high=1.0)
+    p, groups = found.value, found.df + 1
+    effective = p * (1 - p) / found.std_error**2 if found.std_error > 0 else groups
+    low, high = score_limits(p, effective, float(stats.t.ppf((1 + confidence) / 2, found.df)))
+    method = "Wilson, effective n" if independent else "clustered Wilson"
+    return found._replace(low=low, high=high, method=method)
 
 
-def sign_test(mine: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> float:
-    """Two-sided p-value of "neither is better", ties left out (Arbuthnott 1710; exact binomial); 1 if all are ties.
+def swapped_scores(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> Floats:
+    """One score a prompt from a judge who saw the two answers in both orders.
 
-    >>> round(sign_test([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]), 4)
-    0.0625
+    Args:
+        first: [n] my score (1, 1/2, 0) with my answer shown first.
+        second: [n] my score with my answer shown second.
+
+    Returns:
+        The mean of both: a judge who only likes a position gives one half.
+
+    >>> swapped_scores([1, 1, 0], [1, 0, 0]).tolist()
+    [1.0, 0.5, 0.0]
     """
-    scores = preference_scores(mine, theirs)
-    wins, losses = int((scores == 1).sum()), int((scores == 0).sum())
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+    return (a + b) / 2
+
+
+def position_bias(
+    first: Sequence[float] | Floats,
+    second: Sequence[float] | Floats,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+) -> Interval:
+    """How much better an answer does for being shown first: the mean of first - second, from -1 to 1; 0 without bias.
+
+    Args:
+        first: [n] my score (1, 1/2, 0) with my answer shown first.
+        second: [n] my score with my answer shown second.
+        clusters: prompts that go together.
+        confidence: of the interval.
+    """
+    gap = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return clustered_mean(gap, clusters, confidence)
