@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prefopt.errors import TrainingError
-from prefopt.settings import TrainSettings
-from prefopt.training import memory
-from prefopt.training.memory import Load, advice, explain_oom, free_memory, is_oom, load_of, require, ways_out
+from prefopt.errors import ModelError, TrainingError
+from prefopt.model import room
+from prefopt.model.load import load_causal
+from prefopt.settings import ModelSettings, TrainSettings
+from prefopt.training.memory import Load, advice, explain_oom, is_oom, load_of, require, ways_out
 from prefopt.training.optim import Optimizer
+from tests.tiny import tiny_model
 
 BIG = Load(
     stored=4 * 10**9,
@@ -166,10 +168,19 @@ def test_a_real_allocation_failure_is_recognised_and_explained() -> None:
 
 
 def test_the_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert free_memory() > 10**7
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert free_memory() > 10**7
+    assert room.free_memory() > 10**7
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    assert room.free_memory() > 10**7
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 500000\n")
-    assert free_memory() == 2_500_000
+    assert room.free_memory() == 2_500_000
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    size = sum(p.numel() for p in tiny_model().parameters())
+    monkeypatch.setattr(room, "free_memory", lambda: 4 * size - 1)
+    with pytest.raises(ModelError, match=r"the weights take .* GB as float32 and .* are free\n.*model.dtype=bf16"):
+        load_causal(ModelSettings(path=str(tmp_path)))
+    load_causal(ModelSettings(path=str(tmp_path), dtype="bf16"))

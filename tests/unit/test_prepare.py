@@ -180,6 +180,9 @@ def test_ties_reach_methods_that_learn_from_them(make: Maker) -> None:
         (STEPS, "pairs", "methods that fit: prm"),
         ({"prompt": "q", "winner": "a", "loser": "b"}, "pairs", "rename 'winner' to 'chosen', 'loser' to 'rejected'"),
         ({"prompt": "q"}, "demonstrations", "sample completions first"),
+        ({"prompt": "q", "chosen": "a"}, "pairs", "the columns prompt, chosen are a prompt alone"),
+        ({"prompt": "q", "chosen": "a"}, "pairs", "preference needs prompt, chosen, rejected\nperhaps add rejected"),
+        ({"prompt": "q", "chosn": "a", "rejected": "b"}, "pairs", "perhaps rename 'chosn' to 'chosen'"),
     ],
 )
 def test_a_misfit_names_the_methods_that_fit(make: Maker, row: dict[str, Any], data: str, says: str) -> None:

@@ -154,6 +154,12 @@ def test_a_mixed_in_row_adds_its_loss(tmp_path: Path) -> None:
     assert first["both"] > first["dpo"]
 
 
+def test_a_metric_nobody_measures_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"eval/acuracies is not measured"):
+        run(tmp_path, heldout=4, train={"keep_best": "eval/acuracies"})
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
     train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3}
     found = run(tmp_path, heldout=6, train=train)

@@ -174,7 +174,7 @@ def _implicit_preference(row: Row) -> Parsed:
         raise DataError(
             "'chosen' and 'rejected' are strings and there is no 'prompt' column, so the prompt is not known",
             where=row.where,
-            fix=renaming(guess_mapping(("prompt",), list(row.fields)))
+            fix=_renames(guess_mapping(("prompt",), list(row.fields)))
             or "add a 'prompt' column, or give whole conversations as lists of {role, content} messages",
         )
     shared = _common_prefix(chosen, rejected)
@@ -347,21 +347,27 @@ def detect(columns: Iterable[str], where: str = "") -> Layout:
     if not mapping:
         fix = "rows need for example text; messages; prompt and completion; or prompt, chosen and rejected"
         raise DataError(f"no known layout has the columns {columns}", where=where, fix=fix)
-    missing = [name for name in layout.needs if name not in mapping]
-    fix = " and ".join(part for part in (renaming(mapping), f"add {', '.join(missing)}" if missing else "") if part)
     what = f"no known layout has the columns {columns}; the closest, {layout.name}, needs {', '.join(layout.needs)}"
-    raise DataError(what, where=where, fix=f"perhaps {fix}")
+    raise DataError(what, where=where, fix=f"perhaps {advice(layout, mapping)}")
 
 
-def renaming(mapping: Mapping[str, str]) -> str:
-    """A guessed mapping as advice: "rename 'winner' to 'chosen'"; empty where all names are right."""
+def advice(layout: Layout, mapping: Mapping[str, str]) -> str:
+    """What a guessed mapping asks for: "rename 'winner' to 'chosen' and add rejected"."""
+    missing = ", ".join(name for name in layout.needs if name not in mapping)
+    return " and ".join(part for part in (_renames(mapping), missing and f"add {missing}") if part)
+
+
+def _renames(mapping: Mapping[str, str]) -> str:
     renames = ", ".join(f"'{column}' to '{name}'" for name, column in mapping.items() if name != column)
     return f"rename {renames}" if renames else ""
 
 
-def closest(found: Sequence[str]) -> tuple[Layout, dict[str, str]]:
-    """The layout most of whose columns can be recognised among `found`, with the fewest renames, and which column stands for which."""
-    guesses = [(layout, guess_mapping(layout.needs, found)) for layout in LAYOUTS]
+def closest(found: Sequence[str], kinds: Collection[str] = ()) -> tuple[Layout, dict[str, str]]:
+    """The layout most of whose columns can be recognised among `found`, with the fewest renames, and which column stands for which.
+
+    Only layouts of `kinds` are looked at, where some are given.
+    """
+    guesses = [(layout, guess_mapping(layout.needs, found)) for layout in LAYOUTS if not kinds or layout.kind in kinds]
 
     def fitness(guess: tuple[Layout, dict[str, str]]) -> tuple[float, int, int]:
         layout, mapping = guess

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from prefopt.errors import ModelError
+from prefopt.model.room import require_room
 from prefopt.settings import ModelSettings
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json")
+
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def device() -> torch.device:
     """The accelerator of this process, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def require_name(path: str) -> None:
+    """A folder that is there, or what may be a name on the hub.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    if not Path(path).exists() and not HUB_NAME.fullmatch(path):
+        raise ModelError("no such folder", where=path, fix="give a Hugging Face model folder or hub name (owner/name)")
 
 
 def load_tokenizer(path: str) -> Any:
@@ -29,6 +44,7 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         ModelError: there is none.
     """
+    require_name(path)
     try:
         return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -41,13 +57,14 @@ def load_config(path: str) -> Any:
     Raises:
         ModelError: no such folder, no config, or an unknown architecture.
     """
+    require_name(path)
     folder = Path(path)
     if folder.exists() and not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         raise ModelError("this folder holds no config.json", where=path, fix="model.path must be a Hugging Face model folder or hub name")
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        fix = "check the path; a name that is not a folder is looked up on the hub"
+        fix = "mend the folder" if folder.exists() else "no folder of this name, so the hub was asked: check the name and the connection"
         raise ModelError(f"cannot read the model's config: {_first_line(error)}", where=path, fix=fix) from error
 
 
@@ -101,9 +118,10 @@ def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTra
             model = auto.from_config(config, dtype=dtype)
         else:
             _require_weights(settings.path)
+            require_room(Path(settings.path), dtype)
             try:
                 model = auto.from_pretrained(settings.path, dtype=dtype, **extra)
-            except (OSError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                 fix = "check the folder, or start from scratch with model.init=random"
                 raise ModelError(f"cannot load the weights: {_first_line(error)}", where=settings.path, fix=fix) from error
     model.requires_grad_(True)

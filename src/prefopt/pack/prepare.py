@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefopt.data.formats import as_chat, closest, renaming
+from prefopt.data.formats import advice, as_chat, closest
 from prefopt.data.preflight import CHUNKS, FITS, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
 from prefopt.data.read import read
 from prefopt.data.split import overlap, sides
@@ -150,11 +150,14 @@ def _misfit(example: Example, kind: str, data: str) -> DataError:
 
     methods = [name for name, method in METHODS.items() if kind in FITS[method.data]]
     fix = f"methods that fit: {', '.join(methods[:6])}{', ...' if len(methods) > 6 else ''}" if methods else ""
+    what = f"the row is of the kind '{kind}', the method learns from '{data}'"
     if kind == "prompts":
-        layout, mapping = closest(["prompt", *example.meta])
-        rename = renaming(mapping)
-        fix = f"perhaps {rename} (layout: {layout.name})" if rename else "sample completions first (kind: sample)"
-    return DataError(f"the row is of the kind '{kind}', the method learns from '{data}'", where=example.where, fix=fix)
+        found = ["prompt", *example.meta]
+        layout, mapping = closest(found, FITS[data])
+        needs = f"{layout.name} needs {', '.join(layout.needs)}"
+        what = f"the columns {', '.join(found)} are a prompt alone, the method learns from '{data}': {needs}"
+        fix = f"perhaps {advice(layout, mapping)}" if len(mapping) > 1 else "sample completions first (kind: sample)"
+    return DataError(what, where=example.where, fix=fix)
 
 
 def _score_all(tree: TokenTree) -> TokenTree:

@@ -19,6 +19,7 @@ import yaml
 
 from prefopt.errors import OptionError, PrefoptError
 from prefopt.pipeline import kinds, record
+from prefopt.pipeline.lineage import HELDOUT
 from prefopt.pipeline.recipe import Recipe, Stage
 
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
@@ -121,13 +122,27 @@ def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Cont
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(folder / "recipe.yaml", to_yaml(stage))
     record.write_json(folder / "record.json", entry)
-    done = _guarded(stage, folder, context)
+    try:
+        done = _guarded(stage, folder, context)
+    except PrefoptError:
+        _forget(folder)
+        raise
     seconds = time.monotonic() - clock
     entry = {**entry, **done.facts, "ended": record.now(), "seconds": round(seconds, 1), "outputs": dict(done.outputs)}
     record.write_json(folder / "record.json", entry)
     record.write_json(folder / "outputs.json", dict(done.outputs))
     context.say(f"{title}: {done.summary} ({seconds:.1f} s)")
     return entry
+
+
+_BEFORE = {"recipe.yaml", "record.json", "preflight.json", "tokens.json", HELDOUT}
+"""What a stage writes before its work begins."""
+
+
+def _forget(folder: Path) -> None:
+    """Remove the folder of a stage that was refused before it had made anything: the mended command finds it free."""
+    if record.is_first() and {path.name for path in folder.iterdir()} <= _BEFORE:
+        shutil.rmtree(folder)
 
 
 class Fault(Exception):

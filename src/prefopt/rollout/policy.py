@@ -248,7 +248,8 @@ def load(
         from prefopt.rollout.ensemble import open_ensemble
 
         return open_ensemble(chosen)
-    if kind == "reward" or (kind == "auto" and is_reward_model(load_config(chosen.path))):
+    config = load_config(chosen.path)
+    if kind == "reward" or (kind == "auto" and is_reward_model(config)):
         return _reward_model(chosen, seed, outputs, language_head)
     tokenizer = load_tokenizer(chosen.path)
     return Policy(load_causal(chosen, seed=seed), tokenizer, Renderer(tokenizer, chosen.chat_template), chosen.path)

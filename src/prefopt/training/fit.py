@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError
+from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError, did_you_mean
 from prefopt.pack.plan import Plan
 from prefopt.pack.prepare import Prepared
 from prefopt.pack.shelf import Chain
@@ -93,6 +93,7 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
         progress = stack.enter_context(Progress(total, title=setup.method, rank=distributed.rank()))
         job = build_job(setup, model, Chain(data.train, data.heldout), stack, progress.say)
         run = Run(setup, job, data, plan, total, out, progress)
+        run.require_best()
         run.resume()
         first = distributed.rank() == 0
         opened = open_trackers(track or TrackSettings(), out, step=run.at.step, config=_plain(setup)) if first else Trackers([])
@@ -170,8 +171,6 @@ class Run:
         name = self.setup.train.keep_best
         if name is None:
             return
-        if name not in found:
-            raise OptionError(f"{name} is not measured", where="train.keep_best", fix="known: " + ", ".join(sorted(found)))
         value = -found[name] if name.endswith("loss") else found[name]
         if self.at.best is None or value > self.at.best:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
@@ -180,6 +179,20 @@ class Run:
                 checkpoint.save(self.checkpoints / "best", self.at.step, weights, {}, keep=1)
         else:
             self.at.waited += 1
+
+    def require_best(self) -> None:
+        """Find out before the training, on one held-out row, that the metric it is to be judged by is measured.
+
+        Raises:
+            OptionError: it is not; with those that are.
+        """
+        name = self.setup.train.keep_best
+        if name is None:
+            return
+        with torch.random.fork_rng(devices=[]):
+            known = evaluate(self.job, self.data.heldout[:1])
+        if name not in known:
+            raise OptionError(f"{name} is not measured", where="train.keep_best", fix=did_you_mean(name, known))
 
     def take_best(self) -> None:
         """Put the best weights back, when a metric was named to judge by."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from prefopt.types import Batch
 
 GB = 1e9
 RANK = 16
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,16 +110,6 @@ def load_of(
     )
 
 
-def free_memory(device: torch.device | str = "cpu") -> int:
-    """Bytes this process may still take on `device`: what the driver, or the system and the container's limit, leave."""
-    if torch.device(device).type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    import psutil
-
-    return min(int(psutil.virtual_memory().available), _container_leaves())
-
-
 def require(load: Load, free: int, *, loaded: int = 0) -> None:
     """Refuse a run that cannot fit.
 
@@ -190,18 +178,6 @@ def _halved(load: Load, limit: int) -> int:
 def _adapters(load: Load) -> int:
     """Parameters of adapters on four square and three feed-forward matrices a layer."""
     return load.layers * RANK * (8 * load.width + 3 * (load.width + load.feed_forward))
-
-
-def _container_leaves() -> int:
-    """Bytes left under a control group's limit (pages of files it read can be given back); without one, no bound."""
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        if limit == "max":
-            return 1 << 62
-        stats = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        return int(limit) - int((CGROUP / "memory.current").read_text()) + int(stats.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return 1 << 62
 
 
 def _shares(load: Load) -> str:

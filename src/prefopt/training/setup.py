@@ -16,6 +16,7 @@ from prefopt.model.attention import NAME, packed_attention
 from prefopt.model.forward import base_of
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
+from prefopt.model.room import free_memory
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
@@ -23,7 +24,7 @@ from prefopt.settings import HeadSettings, LoraSettings, ModelSettings, Referenc
 from prefopt.training import distributed
 from prefopt.training.job import Job
 from prefopt.training.lora import add_adapter
-from prefopt.training.memory import Load, free_memory, load_of, require
+from prefopt.training.memory import Load, load_of, require
 from prefopt.training.optim import Optimizer
 from prefopt.types import TokenTree
 
