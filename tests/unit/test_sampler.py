@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from scipy import stats
 
 from prefopt.errors import DataError
+from prefopt.rollout import decoding
 from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.sampler import Sample, draw, inverse_cdf, nucleus
 from prefopt.settings import RolloutSettings
@@ -216,3 +218,76 @@ def test_extreme_logits_draw_what_they_say() -> None:
     assert ids.tolist() == [0, 2]
     np.testing.assert_allclose(logps, [0.0, -np.log1p(np.exp(2.0))], atol=2e-3)
     assert draw(logits.bfloat16(), uniform, temperature=1.0, top_p=1.0).logps_B.dtype == torch.float32
+
+
+# --- the lean path of Llama-shaped models
+
+
+def paths(model: Any) -> str:
+    """Which way of decoding a model gets."""
+    made = decoding.decoder(model, prompts())
+    return getattr(made, "func", decoding.Lean).__name__
+
+
+@pytest.mark.parametrize(
+    ("family", "path"),
+    [("llama", "Lean"), ("qwen2", "Lean"), ("qwen3", "Lean"), ("mistral", "Cached"), ("olmo2", "Cached"), ("mamba", "Uncached")],
+)
+def test_which_models_decode_which_way(family: str, path: str) -> None:
+    assert paths(tiny_model(family)) == path
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_lean_path_is_the_general_one(family: str, dtype: torch.dtype) -> None:
+    model, texts = tiny_model(family, scale=2.0).to(dtype), prompts(6)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.bias is not None:
+            torch.nn.init.normal_(module.bias)
+    source, new = torch.tensor([0, 0, 3, 1, 2, 2, 2, 5]), torch.arange(8) + 10
+    with torch.no_grad():
+        lean = decoding.decoder(model, texts)(texts, source, 6)
+        plain = decoding.Cached(model, texts, source, 6)
+        assert isinstance(lean, decoding.Lean)
+        for rows in (range(8), [1, 2, 4, 5, 7], [0, 2], [1]):  # groups of equal and of unequal sizes
+            for growing in (lean, plain):
+                growing.keep(torch.tensor(rows))
+                growing.append(new[: len(rows)])
+            apart = (lean.logits_BV.float().log_softmax(-1) - plain.logits_BV.float().log_softmax(-1)).abs().max()
+            assert apart < (1e-4 if dtype == torch.float32 else 0.15)
+
+
+def test_adapters_are_part_of_the_lean_path() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model(scale=2.0)
+    bare = ask(model, prompts(), temperature=0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    base = adapted.get_base_model()
+    assert paths(base) == "Lean"
+    with_adapter = ask(base, prompts(), temperature=0)
+    assert not same(bare, with_adapter)
+    for prompt, (sample,) in zip(prompts(), with_adapter, strict=True):
+        assert model_logps(base, prompt, sample).argmax(-1).tolist() == sample.ids.tolist()
+    with adapted.disable_adapter():
+        assert same(bare, ask(base, prompts(), temperature=0))
+
+
+def test_new_weights_are_seen() -> None:
+    model = tiny_model()
+    before = ask(model, prompts(), temperature=0)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    after = ask(model, prompts(), temperature=0)
+    assert not same(before, after)
+    for prompt, (sample,) in zip(prompts(), after, strict=True):
+        assert model_logps(model, prompt, sample).argmax(-1).tolist() == sample.ids.tolist()
+
+
+def test_a_lean_path_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(seed=5)
+    expected = [decoding.Cached(model, [prompt], torch.tensor([0]), 1).logits_BV.argmax() for prompt in prompts()]
+    made = decoding.lean_model
+    monkeypatch.setattr(decoding, "lean_model", lambda model: replace(made(model), scale=3.0))
+    assert paths(model) == "Cached"
+    assert [int(sample.ids[0]) for (sample,) in ask(model, prompts(), temperature=0)] == [int(token) for token in expected]

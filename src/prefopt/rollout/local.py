@@ -18,7 +18,7 @@ import torch
 
 from prefopt.errors import DataError
 from prefopt.model.forward import base_of
-from prefopt.rollout.decoding import decoding
+from prefopt.rollout.decoding import Decode, decoder
 from prefopt.rollout.sampler import Sample, draw
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
@@ -48,12 +48,14 @@ class LocalSampler:
         """
         self._check(prompts, settings)
         found: dict[Job, Sample] = {}
+        decode: Decode | None = None
         with torch.no_grad(), _evaluating(self.model):
             for jobs in _batches(prompts, settings):
-                found.update(zip(jobs, self._complete(prompts, jobs, settings), strict=True))
+                decode = decode or decoder(self.model, prompts)
+                found.update(zip(jobs, self._complete(decode, prompts, jobs, settings), strict=True))
         return [[found[place, number] for number in range(settings.samples)] for place in range(len(prompts))]
 
-    def _complete(self, prompts: Sequence[IntArray], jobs: list[Job], settings: RolloutSettings) -> list[Sample]:
+    def _complete(self, decode: Decode, prompts: Sequence[IntArray], jobs: list[Job], settings: RolloutSettings) -> list[Sample]:
         """One batch, decoded to its end."""
         device = next(base_of(self.model).parameters()).device
         room = settings.max_new_tokens
@@ -63,7 +65,7 @@ class LocalSampler:
         stops = torch.tensor(self.stop_ids, device=device)
         places = {place: row for row, place in enumerate(dict.fromkeys(place for place, _ in jobs))}
         source_B = torch.tensor([places[place] for place, _ in jobs], device=device)
-        growing = decoding(self.model, [prompts[place] for place in places], source_B, room)
+        growing = decode([prompts[place] for place in places], source_B, room)
         rows = torch.arange(len(jobs), device=device)  # the jobs still in the batch
         ended = torch.zeros_like(rows, dtype=torch.bool)
         for step in range(room):
