@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 Count = Annotated[int, Ge(0)]
 Size = Annotated[int, Ge(1)]
@@ -213,6 +213,27 @@ class JudgeSettings:
     """Seconds to wait for an answer."""
     annotator: str = "easy"
     """Which simulated annotator: gold, brisk, polite, easy (prefopt.world.ANNOTATORS)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorSettings:
+    """What watches a run that learns from its own samples for reward hacking."""
+
+    evaluator: str | None = None
+    """What the reward is checked against and never trained on: a reward model's folder, "file.py:name", an http address, or the name of a
+    verifier (gold)."""
+    every: Size = 5
+    """Rounds between checks."""
+    patience: Size = 2
+    """Checks in a row that must find the evaluator fallen and the reward risen before the run is stopped."""
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    """Of the interval beyond which the evaluator must have fallen."""
+    stop: bool = True
+    """End the run and keep the weights of the best check; otherwise only warn."""
+    audit_every: Count = 10
+    """Rounds between samples of answers written to audit.jsonl for people to read; 0 is never."""
+    audit: Size = 8
+    """Answers of a sample: half those with the highest rewards, half at random."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,9 +71,9 @@ class Reading:
         return np.asarray(z.mean(1))
 
     def normalised(self, outputs: npt.ArrayLike) -> Reading:
-        """With mean and std of these outputs [S, E]; a single output is left as it is."""
+        """With mean and std of these outputs [S, E]; a single one and attributes, whose weights are for them as they are, are left."""
         x = np.asarray(outputs, dtype=np.float64)
-        if x.ndim == 1 or x.shape[1] == 1 or len(x) < 2:
+        if x.ndim == 1 or x.shape[1] == 1 or len(x) < 2 or self.rule == "weighted":
             return self
         std = np.where(x.std(0) > 0, x.std(0), 1.0)
         return replace(self, mean=tuple(x.mean(0).tolist()), std=tuple(std.tolist()))

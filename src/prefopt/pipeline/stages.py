@@ -20,10 +20,14 @@ from prefopt.pipeline.recipe import Stage
 from prefopt.pipeline.run import Context, Done
 
 if TYPE_CHECKING:
+    from prefopt.losses.methods import Method
+    from prefopt.pack.prepare import Prepared
     from prefopt.settings import ModelSettings
     from prefopt.types import Example, TokenTree
 
 _SHOWN_TREES = 6
+SCALED_ON = 500
+"""Training rows by which a reward model's outputs are normalised where nothing is held out."""
 
 
 def train(stage: Stage, folder: Path, context: Context) -> Done:
@@ -44,6 +48,8 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     given = {name: settings[name] for name in ("train", "lora", "heads", "reference") if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
     result = fit(setup, model, prepared, out=folder, track=settings["track"])
+    if method.reads == "scores":
+        _examine(model, method, prepared, seed, folder, context)
     facts = {
         "tokenizer_and_template": model.renderer.identity(),
         "template_sha256": record.digest(model.renderer.template),
@@ -53,6 +59,25 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
         "metrics": result.metrics,
     }
     return Done({"model": "model"}, facts, f"{result.steps} steps, {_headline(result.metrics)}")
+
+
+def _examine(model: Any, method: Method, prepared: Prepared, seed: int, folder: Path, context: Context) -> None:
+    """Fit a trained reward model's scale and temperature on held-out rows, say what it is worth, and save how it is read."""
+    from prefopt.evaluate.calibrate import examine, scaled, unit_of
+
+    unit = unit_of(method.unit, method.data)
+    if not record.is_first():
+        return
+    model.path = str(folder / "model")
+    model.model.eval()
+    if prepared.heldout:
+        found = examine(model, prepared.heldout, unit, seed=seed, out=folder)
+        model.reading = found.reading
+        context.say("\n".join(found.lines))
+    else:
+        model.reading = scaled(model, prepared.train[:SCALED_ON], unit)
+        context.say("  no held-out rows: accuracy and calibration are not known (set data.eval_fraction=0.1)")
+    model.save(folder / "model")
 
 
 def _to_train(stage: Stage) -> Any:

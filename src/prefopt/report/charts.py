@@ -112,19 +112,31 @@ class Panel:
     x_title: str = field(default="step")
 
 
-def panel(title: str, unit: str, caption: str, series: Sequence[Series], *, rule: float | None = None) -> Panel:
-    """Lay out series over a common step axis; a value that is no number leaves a gap and a note. `rule` is a level drawn across."""
+def panel(
+    title: str,
+    unit: str,
+    caption: str,
+    series: Sequence[Series],
+    *,
+    rule: float | None = None,
+    x_title: str = "step",
+    axes: tuple[Range, Range] | None = None,
+) -> Panel:
+    """Lay out series over a common axis; a value that is no number leaves a gap and a note.
+
+    `rule` is a level drawn across; `x_title` names the axis, whose ticks are whole numbers where it counts steps; `axes` fixes both ranges.
+    """
     finite = [Series(s.name, s.style, [p for p in s.points if math.isfinite(p[1])], s.dots) for s in series]
     lost = sum(len(s.points) for s in series) - sum(len(s.points) for s in finite)
     drawn = [s._replace(points=buckets(s.points)) for s in finite if s.points]
     xs = [x for s in drawn for x, _ in s.points]
     x_axis = Range(min(xs, default=0), max(xs, default=1)) if len(set(xs)) > 1 else spanning(xs)
     y_axis = spanning([y for s in drawn for _, y in s.points], include=() if rule is None else (rule,))
+    x_axis, y_axis = axes or (x_axis, y_axis)
     empty = Panel(title, unit, caption, (), (), ())
 
     def place(x: float, y: float) -> tuple[float, float]:
-        across, up = empty.right - empty.left, empty.bottom - empty.top
-        return round(empty.left + across * x_axis.share(x), 1), round(empty.bottom - up * y_axis.share(y), 1)
+        return plot_place(empty, (x_axis, y_axis), x, y)
 
     lines = _labels_apart([_line(s, [place(*p) for p in s.points]) for s in drawn], empty)
     return Panel(
@@ -132,11 +144,18 @@ def panel(title: str, unit: str, caption: str, series: Sequence[Series], *, rule
         unit,
         caption,
         tuple(lines),
-        x_ticks=tuple(Tick(place(v, y_axis.low)[0], label) for v, label in ticks(x_axis, 3) if float(v).is_integer()),
+        x_ticks=tuple(Tick(place(v, y_axis.low)[0], label) for v, label in ticks(x_axis, 3) if x_title != "step" or float(v).is_integer()),
         y_ticks=tuple(Tick(place(x_axis.low, v)[1], label) for v, label in ticks(y_axis)),
         notes=(f"{lost} values were not finite and are left out.",) if lost else (),
         rule=None if rule is None else place(x_axis.low, rule)[1],
+        x_title=x_title,
     )
+
+
+def plot_place(frame: Panel, axes: tuple[Range, Range], x: float, y: float) -> tuple[float, float]:
+    """Where a value lies in a panel's view box."""
+    across, up = frame.right - frame.left, frame.bottom - frame.top
+    return round(frame.left + across * axes[0].share(x), 1), round(frame.bottom - up * axes[1].share(y), 1)
 
 
 def buckets(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:

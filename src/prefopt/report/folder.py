@@ -42,6 +42,8 @@ class Stage:
     tokens: tuple[Json, ...] = ()
     evaluation: Json = field(default_factory=dict)
     samples: tuple[Json, ...] = ()
+    calibration: Json = field(default_factory=dict)
+    monitor: tuple[Json, ...] = ()
     recipe: str = ""
 
     @property
@@ -126,6 +128,8 @@ def _stage(folder: Path) -> Stage:
         tokens=_list(folder / "tokens.json"),
         evaluation=_json(folder / "evaluation.json"),
         samples=_lines(folder / "samples.jsonl") if (folder / "evaluation.json").exists() else (),
+        calibration=_json(folder / "calibration.json"),
+        monitor=_lines(folder / "monitor.jsonl"),
         recipe=_text(folder / "recipe.yaml"),
     )
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from prefopt.report.charts import Panel, Series, panel
 from prefopt.report.folder import Json, Stage
+from prefopt.report.reward import reward_charts
 
 
 class Curve(NamedTuple):
@@ -107,7 +108,8 @@ CHARTS = (
 def charts(stage: Stage, *, minor: bool = False) -> list[Panel]:
     """Every main (or minor) chart this stage has figures for."""
     found = [(chart, _series(chart, stage.metrics)) for chart in CHARTS if chart.minor == minor]
-    return [panel(c.title, c.unit, c.caption, series, rule=c.rule) for c, series in found if any(s.points for s in series)]
+    drawn = [panel(c.title, c.unit, c.caption, series, rule=c.rule) for c, series in found if any(s.points for s in series)]
+    return drawn if minor else [*reward_charts(stage), *drawn]
 
 
 def _series(chart: Chart, metrics: tuple[Json, ...]) -> list[Series]:

@@ -189,12 +189,16 @@ class RewardModel(LanguageModel):
 
     def tree_steps(self, trees: Sequence[TokenTree]) -> list[Floats]:
         """The probabilities of the steps of such trees; an answer that is not cut into steps is one step."""
+        return [np.exp(-np.logaddexp(0.0, -self.reading(logits))) for logits in self.tree_step_outputs(trees)]
+
+    def tree_step_outputs(self, trees: Sequence[TokenTree]) -> list[Floats]:
+        """The outputs at the end of each step of such trees, before `reading`."""
         cut = [tree if tree.branches[0].step_ends else _one_step(tree) for tree in trees]
         found: dict[int, Floats] = {}
         for micro, logits in self._passes(cut, step_logits):
-            probs = np.exp(-np.logaddexp(0.0, -self.reading(logits.double().numpy(force=True))))
             ends = np.cumsum([len(tree.branches[0].step_ends) for tree in micro])[:-1]
-            found |= {tree.index: steps for tree, steps in zip(micro, np.split(probs, ends), strict=True)}
+            parts = np.split(logits.double().numpy(force=True), ends)
+            found |= {tree.index: steps for tree, steps in zip(micro, parts, strict=True)}
         return [found[i] for i in sorted(found)]
 
     def save(self, folder: str | Path) -> None:
