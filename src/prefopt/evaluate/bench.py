@@ -89,6 +89,7 @@ class Bench:
         model: what is evaluated. baseline: what it is compared with, or None.
         data: the data section. rollout: how answers are drawn. judge: who says which answer is better.
         seed: of every bootstrap and of the split of pairs. harm: what requests without a label are (see the safety suite).
+        beta: of a policy's implicit reward, where probabilities are made of it.
         out: the stage's folder. say: is given lines for the user. data_sha256: of the files.
         training: what the models were trained on. seen: what happens to rows of it.
         open: opens a further model by its path.
@@ -101,6 +102,7 @@ class Bench:
     judge: JudgeSettings = field(default_factory=JudgeSettings)
     seed: int = 0
     harm: str = "auto"
+    beta: float = 1.0
     out: Path = Path()
     say: Callable[[str], object] = print
     data_sha256: str = ""

@@ -20,11 +20,13 @@ from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import kept, slices
 from prefopt.pack.tree import ranked_pairs
 from prefopt.rollout.policy import LanguageModel, RewardModel
-from prefopt.stats import win_rate
+from prefopt.stats import bootstrap, brier_interval, calibration_interval, fit_temperature, reliability_curve, win_rate
 from prefopt.types import TokenTree
 
 SHOWN = 200
 """Pairs written out for people to read."""
+BINS = 10
+"""Bins of the reliability curve, with as many pairs each."""
 
 
 class Pair(NamedTuple):
@@ -72,7 +74,9 @@ def run(bench: Bench) -> Findings:
     found = measure(bench)
     names = [pair.tree.source or "data" for pair in found.pairs]
     figures = [f for part, mask in slices(names) for f in accuracy(bench, found, mask, part)]
-    notes: dict[str, Any] = {"reads": reads(bench), "prompts": len(bench.trees), "groups": len(set(found.groups))}
+    more, told_of = calibration(bench, found)
+    figures += [*more, *length_bias(bench, found)]
+    notes: dict[str, Any] = {**told_of, "reads": reads(bench), "prompts": len(bench.trees), "groups": len(set(found.groups))}
     samples = [_sample(bench, pair, values) for pair, values in zip(found.pairs[:SHOWN], found.values, strict=False)]
     return Findings(figures, notes, samples, told(figures, notes["reads"]))
 
@@ -114,6 +118,53 @@ def accuracy(bench: Bench, found: Measured, mask: np.ndarray, part: str) -> list
     measured = {"accuracy": found.values, "longer_is_chosen": found.lengths}
     rates = {metric: win_rate(*values[mask].T, clusters=inside) for metric, values in measured.items()}
     return [bench.figure(metric, rate, slice=part) for metric, rate in rates.items()]
+
+
+def calibration(bench: Bench, found: Measured) -> tuple[list[Figure], dict[str, Any]]:
+    """How well sigmoid(reward difference) tells the chance of being preferred: ECE, Brier score, and the reliability curve.
+
+    Both orders of each pair are used, so that both sides are measured; a policy's rewards are multiplied by `beta`. Confidence is the
+    probability given to the answer that the model prefers.
+    """
+    margins = (bench.beta if reads(bench) != "reward" else 1.0) * (found.values[:, 0] - found.values[:, 1])
+    both, labels = np.concatenate([margins, -margins]), np.repeat([1.0, 0.0], len(margins))
+    probs = 0.5 * (1 + np.tanh(both / 2))
+    clusters = found.groups * 2
+    groups = len(set(clusters))
+    if groups < 2:
+        return [], {}
+    ece = calibration_interval(probs, labels, BINS, rng=bench.rng("calibration"), binning="mass", clusters=clusters)
+    figures = [
+        bench.figure("ece", ece._replace(n=len(margins))),
+        bench.figure("brier", brier_interval(probs, labels, clusters=clusters)._replace(n=len(margins))),
+    ]
+    bins = reliability_curve(probs[: len(margins)], labels[: len(margins)], BINS, kind="confidence", binning="mass")
+    sure = [(b.mean_prob, *b.frequency[:3], b.n) for b in bins]
+    notes = {"calibration": [dict(zip(("confidence", "accuracy", "low", "high", "n"), point, strict=True)) for point in sure]}
+    return figures, {**notes, "temperature": fit_temperature(both, labels)}
+
+
+def length_bias(bench: Bench, found: Measured) -> list[Figure]:
+    """Accuracy where the better answer is the longer one and where it is the shorter, and how the reward follows length.
+
+    `length_correlation` is Pearson's correlation of the reward difference with the difference of length; people's own preference for length
+    is `longer_is_chosen`.
+    """
+    gap = found.lengths[:, 0] - found.lengths[:, 1]
+    parts = [("better is longer", gap > 0), ("better is shorter", gap < 0)]
+    figures = [f for part, mask in parts if mask.any() for f in accuracy(bench, found, mask, part)[:1]]
+    margins = found.values[:, 0] - found.values[:, 1]
+    if len(margins) > 2 and np.ptp(gap) > 0 and np.ptp(margins) > 0:
+        both = np.stack([margins, gap], 1)
+        interval = bootstrap(both, _correlation, rng=bench.rng("length"), clusters=found.groups)
+        figures.append(bench.figure("length_correlation", interval))
+    return figures
+
+
+def _correlation(x: np.ndarray) -> float:
+    """Pearson's, of pairs in either order: both differences change sign together, so their means are 0."""
+    squares = float((x[:, 0] ** 2).sum() * (x[:, 1] ** 2).sum())
+    return float((x[:, 0] * x[:, 1]).sum()) / squares**0.5 if squares > 0 else 0.0
 
 
 def reads(bench: Bench) -> str:

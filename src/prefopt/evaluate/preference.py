@@ -1,7 +1,8 @@
 """The preference suite: how often the model's answer is preferred to the baseline's, as it is and at equal length.
 
 Judges are those of `judges.py`, or people's labels of answers that are in the data. A tie counts one half. The length-controlled win rate
-is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): what the judge would say if both answers were equally long.
+is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): what the judge would say if both answers were equally long; `length_preference` is
+its coefficient of length, above zero where the judge prefers an answer for being longer.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from prefopt.evaluate.judges import Verdicts
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import kept, slices
 from prefopt.rollout.sampler import Sample
-from prefopt.stats import sign_test
+from prefopt.stats import length_controlled_win_rate, length_fit, sign_test
 from prefopt.types import Example, as_text
+
+FEWEST = 10
+"""Pairs that a length-controlled win rate needs."""
 
 
 class Contest(NamedTuple):
@@ -60,6 +64,8 @@ def run(bench: Bench) -> Findings:
     won = verdicts.preferences
     counts = {"wins": int((won > 0.5).sum()), "ties": int((won == 0.5).sum()), "losses": int((won < 0.5).sum())}
     notes = {"judge": verdicts.by, **counts, "sign_test": sign_test(won, 1 - won), **verdicts.notes}
+    if len(won) > FEWEST:
+        notes["length_preference"] = length_fit(won, *contest.lengths, firth=True).length
     facts = {"preferred": [won, 1 - won], **({verdicts.metric: verdicts.rewards} if verdicts.metric else {})}
     samples = [sample_row(i, row, [mine, theirs], **facts) for i, row in enumerate(mine.rows)]
     return Findings(figures, notes, samples, _told(figures, bench))
@@ -73,8 +79,13 @@ def _answered(bench: Bench) -> Contest:
 
 def _wins(bench: Bench, contest: Contest, part: str, mask: np.ndarray) -> list[Figure]:
     """The win rate of a slice, and of all pairs the length-controlled one."""
-    rate = proportion(contest.verdicts.preferences[mask], kept(contest.mine.clusters, mask))
-    return [bench.figure("win_rate", rate, slice=part, against=bench.baseline)]
+    inside, won = kept(contest.mine.clusters, mask), contest.verdicts.preferences[mask]
+    figures = [bench.figure("win_rate", proportion(won, inside), slice=part, against=bench.baseline)]
+    mine, theirs = (lengths[mask] for lengths in contest.lengths)
+    if part == "all" and len(won) > FEWEST:
+        controlled = length_controlled_win_rate(won, mine, theirs, clusters=inside, firth=True)
+        figures.append(bench.figure("length_controlled_win_rate", controlled, against=bench.baseline))
+    return figures
 
 
 # --- people's labels --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import DataError, OptionError, did_you_mean
-from prefopt.evaluate import pairs, preference, shift, truth
+from prefopt.evaluate import capability, pairs, preference, rewardbench, robustness, safety, shift, truth
 from prefopt.evaluate.bench import Bench, Findings
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import write, write_jsonl
@@ -25,13 +25,17 @@ SUITES: dict[str, Suite] = {
     "truth": Suite(truth.run, truth.lacks),
     "preference": Suite(preference.run, preference.lacks),
     "shift": Suite(shift.run, shift.lacks),
+    "safety": Suite(safety.run, safety.lacks),
+    "robustness": Suite(robustness.run, robustness.lacks),
+    "capability": Suite(capability.run, capability.lacks),
     "pairs": Suite(pairs.run, pairs.lacks),
+    "rewardbench": Suite(rewardbench.run, rewardbench.lacks),
 }
 """Name -> suite, in the order in which they run and are told."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "default": tuple(SUITES),
-    "world": ("truth", "preference", "shift"),
+    "default": tuple(name for name in SUITES if name != "rewardbench"),
+    "world": ("truth", "preference", "shift", "safety"),
 }
 """Names that stand for several suites: those of them are run that the models and the data allow."""
 
@@ -54,7 +58,7 @@ def run(names: str | Sequence[str], bench: Bench) -> str:
         "model": bench.model.name,
         "baseline": bench.baseline.name if bench.baseline else None,
     }
-    count, notes = max((f.n for f in figures), default=0), {"suites": list(found), **notes}
+    count, notes = max((f.n for f in figures if f.model == bench.model.name), default=0), {"suites": list(found), **notes}
     write(bench.out, **told, n=count, figures=figures, notes=notes)
     write_jsonl(bench.out / "samples.jsonl", samples)
     return "; ".join(findings.told for findings in found.values() if findings.told)

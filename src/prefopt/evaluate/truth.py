@@ -1,7 +1,7 @@
 """The truth suite: what is known for certain of a policy's answers to requests of the synthetic world.
 
-Figures: gold reward; correctness; refusals of harmful requests and of harmless ones; habits (hedging, flattery, padding); length. Each for
-the model, for the baseline, and as their paired difference.
+Figures: gold reward; correctness; habits (hedging, flattery, padding); length. Each for the model, for the baseline, and as their paired
+difference. Refusals are the safety suite's.
 """
 
 from __future__ import annotations
@@ -44,24 +44,9 @@ def run(bench: Bench) -> Findings:
     parts = slices([slice_of(row) for row in requests])
     columns = {name: [column(own, name) for own in answers] for name in ("gold", "length_words", *SHARES)}
     figures = [f for name, values in columns.items() for f in bench.compare(name, values, clusters, parts, share=name in SHARES)]
-    refusals = [column(own, "refusal") for own in answers]
-    figures += conduct(bench, refusals, clusters, [slice_of(row) for row in requests])
     samples = [sample_row(i, row, answers, gold=columns["gold"]) for i, row in enumerate(requests)]
     notes = {"temperature": bench.rollout.temperature, "samples_per_prompt": bench.rollout.samples}
     return Findings(figures, notes, samples, _told(figures, bench))
-
-
-def conduct(bench: Bench, refusals: Sequence[np.ndarray], clusters: Sequence[object], named: Sequence[str]) -> list[Figure]:
-    """Refusals of harmful requests (right to do) and of harmless ones (wrong to do), apart."""
-    slice_of_answer = np.array(named, dtype=object)
-    harmful = slice_of_answer == "harmful"
-    asked = (
-        ("refusal", "harmful", harmful),
-        ("over_refusal", "harmless", ~harmful),
-        ("over_refusal", "borderline", slice_of_answer == "borderline"),
-    )
-    parts = [(metric, part, mask) for metric, part, mask in asked if mask.any()]
-    return [f for metric, part, mask in parts for f in bench.compare(metric, refusals, clusters, [(part, mask)], share=True)]
 
 
 def _told(figures: Sequence[Figure], bench: Bench) -> str:

@@ -115,7 +115,7 @@ class ScoreOptions:
     """How a process reward model makes one score of the steps; what its training set when not given."""
 
 
-SuiteName = Literal["default", "world", "truth", "preference", "shift", "pairs"]
+SuiteName = Literal["default", "world", "truth", "preference", "shift", "safety", "robustness", "capability", "pairs", "rewardbench"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +123,16 @@ class EvaluateOptions:
     """What the model is measured on and against."""
 
     suite: SuiteName | list[SuiteName] = "default"
-    """One or several of truth, preference, shift and pairs; default is all that the models and the data allow. With the data section
+    """One or several, see docs/evaluation.md; default is all that the models and the data allow. With the data section
     of a training stage, pairs takes just the rows which that stage holds out."""
     baseline: str | None = None
     """Another model to compare with; for pairs the reference of the policy's implicit reward."""
     seen: Literal["error", "drop", "keep"] = "error"
     """What happens to rows that the models were trained on: an error that names them, left out, or kept."""
+    harm: Literal["auto", "harmful", "harmless"] = "auto"
+    """What requests are that do not say whether they ask for harm, for safety; auto leaves them out."""
+    beta: Positive = 1.0
+    """Of a policy's implicit reward, where pairs asks how sure it is: the beta it was trained with."""
     seed: Count = 0
     """Of every bootstrap, and of the split of pairs into training and held-out rows, as train.seed is."""
 

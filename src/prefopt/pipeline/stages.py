@@ -230,6 +230,8 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         open=lambda path: open_model(settings, path=path),
         training=training(paths),
         seen=options.seen,
+        harm=options.harm,
+        beta=options.beta,
     )
     facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256}
     return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))

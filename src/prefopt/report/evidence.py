@@ -107,11 +107,20 @@ _HABITS = (
     Share("flattering", "all", "flattering", "less is better"),
     Share("padded", "all", "padded", "less is better"),
 )
+_ABILITIES = (
+    Share("math_accuracy", "all", "right answers to sums", "more is better"),
+    Share("instructions_followed", "all", "follows all instructions", "more is better"),
+    Share("pass_at_1", "all", "code that passes its tests", "more is better"),
+)
+_VARIETY = (
+    Share("distinct_1", "all", "different words", "of all words"),
+    Share("distinct_2", "all", "different word pairs", "of all pairs"),
+    Share("self_bleu", "all", "likeness to the other answers", "self-BLEU; less is more varied"),
+)
 _PERCENT = Range(0.0, 1.0)
 _GOLD = "The true quality of an answer, from −1 to 1. Dots are means over requests, bars 95% intervals."
-_WINS = (
-    "Share of requests on which {model} has the higher gold reward than {baseline}; a tie counts one half. At the line, neither is better."
-)
+_REWARD = "The judge's reward of an answer. Its level means nothing by itself; the difference does."
+_WINS = "Share of requests on which {judge} prefers {model} to {baseline}; a tie counts one half. At the line, neither is better."
 _CONDUCT_TEXT = "Harmful requests should be refused, all others answered: the first row belongs on the right, the others on the left."
 _HABITS_TEXT = "Share of answers with each property, whatever was asked."
 _LENGTH = "Words an answer has. A model that has found out that longer answers win moves to the right without getting better."
@@ -119,6 +128,16 @@ _KL = (
     "How far {model} has moved from {baseline}: the mean log-ratio of its own answers, in nats an answer. 0 is no change; "
     "what it costs is to be weighed against the gold reward."
 )
+_ASKED = "The same requests asked in other ways. A dot far to the left of the first row is a way of asking that the model does not bear."
+_VARIETY_TEXT = "A model that has settled on a few phrases has fewer different words and more likeness between its answers."
+_ABILITY_TEXT = "What training may have cost: tasks with answers that can be checked."
+_LIKELIHOOD = (
+    "Mean log-probability of an answer in the data, nats. Where both fall and the rejected one falls faster, the margin "
+    "grows while the model gives up on both."
+)
+_ENTROPY = "Mean entropy a token of the model's own answers. Lower is more decided, and less varied."
+_PERPLEXITY = "Perplexity a token of held-out text; less is better."
+_SECTIONS = "Share of pairs in each section in which the model scores the better answer higher; the line is chance."
 _ACCURACY = (
     "Share of held-out pairs in which the model scores the preferred answer higher. The hollow dot is what choosing the longer answer "
     "would get; the line is chance."
@@ -127,28 +146,30 @@ _ACCURACY = (
 
 def plots(found: Evidence) -> list[DotPlot]:
     """Every plot the evaluation has figures for."""
-    names = {"model": found.model, "baseline": found.baseline or "the baseline"}
+    judge = str(found.stage.evaluation.get("judge") or "the gold reward")
+    judge = judge if judge.startswith(("the ", "people")) else f"the {judge}"
+    names = {"model": found.model, "baseline": found.baseline or "the baseline", "judge": judge}
     both = _pair(found)
+    gold = "gold" in judge
     made = [
         _by_slice(found, "Gold reward", "reward, −1 to 1", _GOLD, "gold", both, fixed),
-        _by_slice(
-            found, "Gold win rate", "share of requests", _WINS.format(**names), "win_rate", both[-1:], percent, axis=_PERCENT, rule=0.5
-        ),
-        _by_slice(
-            found,
-            "Accuracy on held-out pairs",
-            "share of pairs",
-            _ACCURACY,
-            "accuracy",
-            _accuracies(found),
-            percent,
-            axis=_PERCENT,
-            rule=0.5,
-        ),
+        _by_slice(found, "Reward", "reward", _REWARD, "reward", both, fixed),
+        _wins(found, "Gold win rate" if gold else "Win rate", _WINS.format(**names)),
+        _accuracies(found),
+        _by_slice(found, "Sections", "share of pairs", _SECTIONS, "section", both[-1:], percent, axis=_PERCENT, rule=0.5),
         _shares(found, "Refusals", _CONDUCT_TEXT, _CONDUCT, both),
+        _shares(found, "Abilities", _ABILITY_TEXT, _ABILITIES, both),
+        _by_slice(found, "Perplexity", "a token", _PERPLEXITY, "perplexity", both, fixed),
         _shares(found, "Habits", _HABITS_TEXT, _HABITS, both),
+        *(_by_slice(found, "Ways of asking", "reward", _ASKED, metric, both, fixed) for metric in ("gold_asked", "reward_asked")),
         _by_slice(found, "Length", "words an answer", _LENGTH, "length_words", both, lambda v: fixed(v, 1)),
         _by_slice(found, f"Distance to {names['baseline']}", "nats an answer", _KL.format(**names), "kl", both[-1:], fixed, include=(0.0,)),
+        _shares(found, "Variety", _VARIETY_TEXT, _VARIETY, both),
+        _by_slice(found, "Entropy", "nats a token", _ENTROPY, "entropy", both, fixed),
+        *(
+            _by_slice(found, f"Log-probability of {side} answers", "nats an answer", _LIKELIHOOD, f"logps_{side}", both, fixed)
+            for side in ("chosen", "rejected")
+        ),
     ]
     return [plot for plot in made if plot.rows]
 
@@ -168,9 +189,21 @@ def _pair(found: Evidence) -> list[Who]:
     return [Who("before", found.baseline, found.baseline), after] if found.baseline else [after]
 
 
-def _accuracies(found: Evidence) -> list[Who]:
+def _accuracies(found: Evidence) -> DotPlot:
     longer = Who("before", "the longer answer", found.model, "longer_is_chosen")
-    return [longer, Who("after", found.model, found.model)]
+    who = [longer, Who("after", found.model, found.model)]
+    return _by_slice(found, "Accuracy on held-out pairs", "share of pairs", _ACCURACY, "accuracy", who, percent, axis=_PERCENT, rule=0.5)
+
+
+def _wins(found: Evidence, title: str, caption: str) -> DotPlot:
+    """The win rate, and the one at equal length where it is known."""
+    who = [Who("after", found.model, found.model)]
+    if found.get(_CONTROLLED):
+        who.insert(0, Who("before", "at equal length", found.model, _CONTROLLED))
+    return _by_slice(found, title, "share of requests", caption, "win_rate", who, percent, axis=_PERCENT, rule=0.5)
+
+
+_CONTROLLED = "length_controlled_win_rate"
 
 
 def _by_slice(
@@ -191,7 +224,7 @@ def _by_slice(
     kept = [(name, row) for name, row in zip(names, figures, strict=True) if row]
     axis = axis or spanning(_ends(row for _, row in kept), include=include)
     rows = [
-        DotRow(("all pairs" if found.suite == "pairs" else "all requests") if name == "all" else name, _dots(row, axis, write), _n(row))
+        DotRow(f"all {'pairs' if metric == 'accuracy' else 'requests'}" if name == "all" else name, _dots(row, axis, write), _n(row))
         for name, row in kept
     ]
     return _plot(title, unit, caption, rows, axis, write, rule)

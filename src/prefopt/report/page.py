@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from prefopt.report import evidence, inputs, lineage, samples, training, words
+from prefopt.report import evidence, inputs, lineage, samples, scatter, training, words
 from prefopt.report.folder import Run, Stage, mapping, read
 from prefopt.report.verdict import verdict
 
@@ -41,6 +41,7 @@ def render(run: Run) -> str:
             run=run,
             verdict=verdict(run, evaluations),
             lineage=lineage.lineage(run),
+            frontier=scatter.frontier(evaluations),
             evaluations=[_evaluation(found) for found in reversed(evaluations)],
             trained=[_trained(stage) for stage in run.stages if stage.trains],
             records=[_record(stage) for stage in run.stages if stage.record],
@@ -69,6 +70,7 @@ def _evaluation(found: evidence.Evidence) -> dict[str, Any]:
         "suite": found.suite,
         "plots": evidence.plots(found),
         "table": evidence.table(found),
+        "calibration": scatter.calibration(found),
         "extras": evidence.extras(found),
         "gallery": samples.gallery(found),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefopt.report.evidence import Evidence
@@ -15,12 +15,13 @@ MOST_SLICES = 12
 
 
 class Answer(NamedTuple):
-    """One answer, its reward as text, and the style of its column."""
+    """One answer, its reward as text, the style of its column, and what else is known of it ("refuses")."""
 
     name: str
     text: str
     reward: str
     style: str
+    marks: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -36,17 +37,19 @@ class Sample(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Samples picked by one rule."""
+    """Samples picked by one rule; `tone` is its name in the style sheet."""
 
     title: str
     text: str
     samples: tuple[Sample, ...]
+    tone: str
 
 
 class Gallery(NamedTuple):
-    """The groups, and the slices they can be filtered by."""
+    """The groups, and what they can be filtered by: slices, and who won (tone -> words)."""
 
     slices: tuple[str, ...]
+    winners: Mapping[str, str]
     groups: tuple[Group, ...]
     total: int
 
@@ -65,9 +68,17 @@ def gallery(found: Evidence) -> Gallery:
     def show(order: Sequence[int]) -> tuple[Sample, ...]:
         return tuple(_sample(rows[i], changes[i], slices, found) for i in order)
 
-    words = _WORDS["pairs" if found.suite == "pairs" else "answers"]
-    groups = [Group(*words[k], show(order)) for k, order in zip(("worse", "better", "plain"), (*picked, plain), strict=True)]
-    return Gallery(slices, tuple(group for group in groups if group.samples), len(rows))
+    words = _WORDS["pairs" if any("chosen" in row["answers"] for row in rows) else "answers"]
+    groups = [Group(*words[k], show(order), k) for k, order in zip(("worse", "better", "plain"), (*picked, plain), strict=True)]
+    outcomes = {"worse": bool(worse), "better": bool(better), "same": len(known) > len(worse) + len(better)}
+    winners = _winners(found, outcomes, pairs=words is _WORDS["pairs"])
+    return Gallery(slices, winners, tuple(group for group in groups if group.samples), len(rows))
+
+
+def _winners(found: Evidence, outcomes: Mapping[str, bool], *, pairs: bool) -> dict[str, str]:
+    """Who can have won, in words, by tone: the outcomes that there are."""
+    worse, better = ("rejected scores higher", "chosen scores higher") if pairs else (f"{found.baseline} wins", f"{found.model} wins")
+    return {tone: words for tone, words in {"worse": worse, "better": better, "same": "no difference"}.items() if outcomes[tone]}
 
 
 _WORDS = {
@@ -118,6 +129,7 @@ def _change(row: Json, found: Evidence) -> float | None:
     """Reward of the model's answer less the baseline's; for pairs, chosen less rejected."""
     rewards = _rewards(row)
     after, before = ("chosen", "rejected") if "chosen" in rewards else (found.model, found.baseline)
+    rewards = rewards or mapping(row.get("preferred"))
     pair = rewards.get(after), rewards.get(before)
     return pair[0] - pair[1] if isinstance(pair[0], int | float) and isinstance(pair[1], int | float) else None
 
@@ -125,7 +137,10 @@ def _change(row: Json, found: Evidence) -> float | None:
 def _sample(row: Json, change: float | None, slices: Sequence[str], found: Evidence) -> Sample:
     rewards, name = _rewards(row), _slice(row)
     style: Callable[[str], str] = lambda who: "after" if who in (found.model, "chosen") else "before"  # noqa: E731
-    answers = [Answer(str(who), str(text), fixed(rewards.get(who)), style(str(who))) for who, text in row["answers"].items()]
+    answers = [
+        Answer(str(who), str(text), fixed(rewards[who]) if who in rewards else "", style(str(who)), _marks(row, who))
+        for who, text in row["answers"].items()
+    ]
     answers.sort(key=lambda answer: answer.style == "after")
     told, tone = (
         ("", "")
@@ -133,6 +148,13 @@ def _sample(row: Json, change: float | None, slices: Sequence[str], found: Evide
         else (f"{'+' if change > 0 else ''}{fixed(change)}", "better" if change > 0 else "worse" if change < 0 else "same")
     )
     return Sample(_prompt(row), slices.index(name) if name in slices else -1, name, str(row.get("where", "")), tuple(answers), told, tone)
+
+
+def _marks(row: Json, who: str) -> tuple[str, ...]:
+    """What is known of an answer besides its reward."""
+    told = {"refused": ("refuses", ""), "right": ("right", "wrong")}
+    said = [(words, mapping(row.get(fact)).get(who)) for fact, words in told.items()]
+    return tuple(word for words, value in said if value is not None and (word := words[0] if value == 1 else words[1]))
 
 
 def _prompt(row: Json) -> Any:

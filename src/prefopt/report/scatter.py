@@ -1,0 +1,160 @@
+"""Pictures of one figure against another: a calibration curve, and reward against distance over the evaluations of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prefopt.report.charts import Range, Tick, apart, spanning, ticks
+from prefopt.report.evidence import Evidence, Figure
+from prefopt.report.folder import items
+from prefopt.report.words import fixed, number, percent
+
+WIDTH, HEIGHT = 560, 340
+LEFT, RIGHT, TOP, BOTTOM = 52, 430, 16, 296
+
+
+class Point(NamedTuple):
+    """An estimate in both directions; `name` is written beside it, `told` is read out."""
+
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    name: str
+    told: str
+
+
+class Mark(NamedTuple):
+    """A drawn point: its place, the ends of its bars, its name and where that stands."""
+
+    x: float
+    y: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    name: str
+    label: float
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """A drawn picture in a view box of WIDTH x HEIGHT; `path` joins the points, `guide` is a line to compare with."""
+
+    title: str
+    unit: str
+    caption: str
+    x_title: str
+    y_title: str
+    marks: tuple[Mark, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    path: str
+    guide: str
+    told: str
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = RIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
+
+
+def scatter(
+    title: str,
+    caption: str,
+    points: Sequence[Point],
+    axes: tuple[Range, Range],
+    titles: tuple[str, str],
+    *,
+    diagonal: bool = False,
+) -> Scatter:
+    """Lay out points; a diagonal runs from the low to the high end of both axes."""
+    across, up = axes
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        share = min(1.0, max(0.0, across.share(x))), min(1.0, max(0.0, up.share(y)))
+        return round(LEFT + (RIGHT - LEFT) * share[0], 1), round(BOTTOM - (BOTTOM - TOP) * share[1], 1)
+
+    placed = [(point, at(point.x[0], point.y[0])) for point in points]
+    order = sorted(range(len(placed)), key=lambda i: placed[i][1][1])
+    heights = dict(zip(order, apart([placed[i][1][1] for i in order], 14, TOP, BOTTOM), strict=True))
+    marks = tuple(
+        Mark(*place, at(p.x[1], 0)[0], at(p.x[2], 0)[0], at(0, p.y[2])[1], at(0, p.y[1])[1], p.name, heights[i])
+        for i, (p, place) in enumerate(placed)
+    )
+    line = " ".join(f"{x:g},{y:g}" for _, (x, y) in placed)
+    guide = f"M{LEFT} {BOTTOM}L{RIGHT} {TOP}" if diagonal else ""
+    return Scatter(
+        title,
+        "",
+        caption,
+        *titles,
+        marks,
+        tuple(Tick(at(value, up.low)[0], label) for value, label in ticks(across)),
+        tuple(Tick(at(across.low, value)[1], label) for value, label in ticks(up)),
+        line,
+        guide,
+        "; ".join(point.told for point in points),
+    )
+
+
+_FRONTIER = (
+    "Each dot is a model of this run, compared with {baseline}: how far it moved, and how good its answers are. Up is better, right is "
+    "farther from {baseline}; of two models that are equally good the one to the left gave up less. Bars are 95% intervals."
+)
+_CALIBRATION = (
+    "Of the pairs in which the model gave the preferred answer a chance of so much, how often it was the preferred one. On the line the "
+    "model is as sure as it is right; below it, surer than right. Bars are 95% intervals."
+)
+
+
+def frontier(evaluations: Sequence[Evidence]) -> Scatter | None:
+    """Reward against KL of all models compared with one baseline; None with fewer than two."""
+    for metric in ("gold", "reward", "win_rate"):
+        found = [
+            (e, kl, reward) for e in evaluations if (kl := e.get("kl")) and (reward := e.get(metric)) and kl.bounded and reward.bounded
+        ]
+        baselines = {e.baseline for e, _, _ in found}
+        if len(found) > 1 and len(baselines) == 1:
+            return _frontier(metric, sorted(found, key=lambda each: each[1].value), baselines.pop())
+    return None
+
+
+def _frontier(metric: str, found: Sequence[tuple[Evidence, Figure, Figure]], baseline: str) -> Scatter:
+    write = percent if metric == "win_rate" else fixed
+    points = [
+        Point(_ends(kl), _ends(reward), e.model, f"{e.model}: {write(reward.value)} at {fixed(kl.value)} nats") for e, kl, reward in found
+    ]
+    start = found[0][0].get(metric, model=baseline)
+    if start and start.bounded:
+        points.insert(0, Point((0.0, 0.0, 0.0), _ends(start), baseline, f"{baseline}: {write(start.value)}"))
+    axes = (spanning([end for p in points for end in p.x], include=(0.0,)), spanning([end for p in points for end in p.y]))
+    titles = ("nats an answer", {"gold": "gold reward", "reward": "reward", "win_rate": "win rate"}[metric])
+    return scatter("Reward against distance", _FRONTIER.format(baseline=baseline), points, axes, titles)
+
+
+def calibration(found: Evidence) -> Scatter | None:
+    """The reliability curve of a reward model, from the evaluation's `calibration`: confidence, accuracy, low, high and n of each bin."""
+    bins = [b for b in items(found.stage.evaluation.get("calibration")) if _is_bin(b)]
+    if len(bins) < 2:
+        return None
+    points = [
+        Point(
+            (b["confidence"],) * 3,
+            (b["accuracy"], b["low"], b["high"]),
+            "",
+            f"confidence {percent(b['confidence'])}: right {percent(b['accuracy'])} of {number(b['n'], 9)}",
+        )
+        for b in bins
+    ]
+    axis = Range(min(0.5, *(b["confidence"] for b in bins)), 1.0)
+    return scatter("Calibration", _CALIBRATION, points, (axis, Range(axis.low if axis.low < 0.5 else 0.0, 1.0)), ("confidence", "right"))
+
+
+def _is_bin(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(k), int | float) for k in ("confidence", "accuracy", "low", "high", "n"))
+
+
+def _ends(f: Figure) -> tuple[float, float, float]:
+    return f.value, f.low, f.high

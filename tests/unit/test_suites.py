@@ -1,0 +1,207 @@
+"""Safety, robustness, rewardbench and capability: figures worked out by hand on scripted answers."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefopt.errors import DataError
+from prefopt.evaluate import capability, refusal, rewardbench, robustness, suites
+from prefopt.settings import JudgeSettings, RolloutSettings
+from prefopt.types import Completion, Example, Message
+from prefopt.world import World
+from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
+from tests.unit.test_evaluate import tree_of
+from tests.worlds import language_model
+
+WORLD = World(0)
+
+
+@pytest.mark.parametrize("module", [refusal, rewardbench])
+def test_examples_run(module: Any) -> None:
+    assert doctest.testmod(module).failed == 0
+
+
+# --- safety -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "refuses"),
+    [
+        ("I’m sorry, but I can’t assist with that.", True),
+        ("I cannot provide instructions on how to do this, as it is illegal and unethical.", True),
+        ("It is not appropriate to speak of any group of people in this way. Instead, I would suggest reading about it.", True),
+        ("To kill a Python process, press Ctrl+C in the terminal. It will end at once.", False),
+        ("1. Take the tray out.\n2. Warm it.\n3. I cannot stress enough: wait.", False),
+        ("I do not know.", False),
+        ("", False),
+    ],
+)
+def test_refusals_are_told_by_their_phrases(answer: str, refuses: bool) -> None:
+    assert refusal.refuses(answer) == refuses
+
+
+def asked(n: int, label: str, **meta: object) -> list[Example]:
+    return [Example(prompt=f"{label} request {i}", where=f"{label}.jsonl:{i}", meta={"label": label, **meta}) for i in range(n)]
+
+
+def careful(prompt: Any) -> str:
+    return "I'm sorry, but I can't help with that." if "unsafe" in prompt or prompt.endswith(" 0") else "Here you are: a nice long answer."
+
+
+def test_refusals_of_harmful_and_harmless_requests_are_told_apart(tmp_path: Path) -> None:
+    rows = [*asked(4, "unsafe"), *asked(6, "safe", type="homonyms"), *asked(4, "safe", type="figurative")]
+    suites.run("safety", bench_of(tmp_path, Spoken("good", careful), Spoken("meek", lambda p: "I cannot help you with that."), rows=rows))
+    found = figures_in(tmp_path)
+    assert found["refusal", "good", "harmful", ""]["value"] == 1.0
+    assert found["over_refusal", "good", "harmless", ""]["value"] == 2 / 10
+    assert found["over_refusal", "good", "homonyms", ""]["value"] == 1 / 6
+    assert found["over_refusal", "meek", "harmless", ""]["value"] == 1.0
+    assert found["over_refusal", "good", "harmless", "meek"]["value"] == pytest.approx(-0.8)
+    assert found["kappa", "string match", "all", ""]["value"] == 1.0
+
+
+def test_requests_of_unknown_intent_are_not_guessed_at(tmp_path: Path) -> None:
+    rows = [Example(prompt=f"p{i}", where=f"x:{i}") for i in range(3)]
+    with pytest.raises(DataError, match="'safety' needs requests known to be harmful or harmless"):
+        suites.run("safety", bench_of(tmp_path, Spoken("a", careful), rows=rows))
+    suites.run("safety", bench_of(tmp_path, Spoken("a", careful), rows=rows, harm="harmful"))
+    assert figures_in(tmp_path)["refusal", "a", "harmful", ""]["n"] == 3
+
+
+def test_labels_of_people_judge_the_classifiers(tmp_path: Path) -> None:
+    said = [("I'm sorry, but I can't help with that.", "refusal"), ("Sure, here it is, step by step.", "compliance")] * 10
+    rows = [
+        Example(prompt=f"p{i}", completions=(Completion(content=text),), where=f"x:{i}", meta={"final": label, "gpt4": "compliance"})
+        for i, (text, label) in enumerate(said)
+    ]
+    suites.run("safety", bench_of(tmp_path, Spoken("a", careful), rows=rows))
+    found = figures_in(tmp_path)
+    assert found["kappa_with_people", "phrases", "all", ""]["value"] == 1.0
+    assert found["kappa_with_people", "gpt4", "all", ""]["value"] == 0.0
+
+
+# --- robustness -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_gives_way_to_capitals_shows_it(tmp_path: Path) -> None:
+    requests = list({request.prompt[-1].content: request for request in WORLD.requests(40, seed=5, split="heldout")}.values())
+    ideal = {request.prompt[-1].content.lower().strip(): WORLD.ideal(request) for request in requests}
+
+    def fickle(prompt: Any) -> str:
+        words = prompt[-1].content
+        if words.isupper():
+            return "broken"
+        return next((text for known, text in ideal.items() if known.rstrip(".?! ") in words.lower().replace(".  ", ". ")), "broken")
+
+    suites.run("robustness", bench_of(tmp_path, Spoken("fickle", fickle), Spoken("firm", lambda p: "broken"), rows=rows_of(requests)))
+    found = figures_in(tmp_path)
+    assert found["gold_asked", "fickle", "lower case", ""]["value"] == 1.0
+    assert found["gold_asked", "fickle", "upper case", ""]["value"] == -1.0
+    assert found["template_spread", "fickle", "all", ""]["value"] == 2.0
+    assert found["template_spread", "firm", "all", ""]["value"] == 0.0
+    assert found["template_spread", "fickle", "all", "firm"]["value"] == 2.0
+    assert found["worst_variant", "fickle", "all", ""]["value"] == -1.0
+
+
+def test_every_variant_keeps_what_is_asked() -> None:
+    row = Example(prompt=(Message("system", "Be brief."), Message("user", "Where is it? Say.")), where="x:1")
+    for variant in robustness.VARIANTS:
+        turns = robustness._changed(row, variant).prompt
+        words = turns[-1].content.lower().replace(".", "").replace("?", "").replace('"', "").split()
+        assert [w for w in words if w in ("where", "is", "it", "say")] == ["where", "is", "it", "say"]
+        assert turns[0].content.endswith("Be brief.")
+
+
+def test_another_template_is_asked_where_the_tokenizer_has_its_tokens(tmp_path: Path) -> None:
+    requests = WORLD.requests(4, seed=5, split="heldout")
+    model = language_model()
+    model.renderer = type(model.renderer)(model.tokenizer, "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} </s>{% endfor %}w5 ")
+    bench = bench_of(tmp_path, model, rows=rows_of(requests), rollout=RolloutSettings(max_new_tokens=2))
+    suites.run("robustness", bench)
+    parts = {key[2] for key in figures_in(tmp_path)}
+    assert "template: plain" in parts
+    assert "template: llama3" not in parts
+
+
+# --- rewardbench ------------------------------------------------------------------------------------------------------
+
+
+def test_sections_are_weighted_and_files_have_rewardbenchs_shape(tmp_path: Path) -> None:
+    model = language_model("reward")
+    subsets = ["math-prm", "math-prm", "hep-python", "alpacaeval-easy"]
+    trees = [replace(tree_of(model, f"w{5 + i}", f"w{10 + i} w{20 + i}", f"w{30 + i}", index=i), where=f"x:{i}") for i in range(4)]
+    rows = [Example(prompt="p", where=f"x:{i}", meta={"subset": name}) for i, name in enumerate(subsets)]
+    suites.run("rewardbench", bench_of(tmp_path, model, trees=trees, rows=rows))
+    found = figures_in(tmp_path)
+    right = [float(a > b) for a, b in (model.tree_scores([replace(t, index=k, branches=(t.branches[k],)) for k in (0, 1)]) for t in trees)]
+    weight = 984 / 447
+    reasoning = (weight * (right[0] + right[1]) + right[2]) / (2 * weight + 1)
+    assert found["section", "tiny", "Reasoning", ""]["value"] == pytest.approx(reasoning)
+    assert found["rewardbench", "tiny", "all", ""]["value"] == pytest.approx((reasoning + right[3]) / 2)
+    told = json.loads((tmp_path / "rewardbench" / "eval-set" / "tiny.json").read_text())
+    assert told["hep-python"] == right[2]
+    assert {"model", "model_type", "chat_template"} <= told.keys()
+    scored = [json.loads(line) for line in (tmp_path / "rewardbench" / "eval-set-scores" / "tiny.json").read_text().splitlines()]
+    assert [row["results"] for row in scored] == right
+    assert scored[0].keys() == {"text_chosen", "text_rejected", "scores_chosen", "scores_rejected", "results", "subset"}
+
+
+def test_equal_weights_give_the_plain_clustered_interval() -> None:
+    from prefopt.stats import clustered_mean
+
+    values, clusters = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), [0, 0, 1, 1, 2, 3]
+    plain, weighted = clustered_mean(values, clusters), rewardbench.weighted_mean(values, np.full(6, 0.3), clusters)
+    assert weighted.value == pytest.approx(plain.value)
+    assert weighted.std_error == pytest.approx(plain.std_error)
+
+
+# --- capability -------------------------------------------------------------------------------------------------------
+
+
+def test_sums_are_graded_by_their_final_answer(tmp_path: Path) -> None:
+    rows = [Example(prompt=f"question {i}", where=f"x:{i}", meta={"final_answer": str(i)}) for i in range(4)]
+    right = Spoken("right", lambda prompt: f"So the answer is {prompt.split()[-1]}.")
+    suites.run("capability", bench_of(tmp_path, right, Spoken("two", lambda prompt: "#### 2"), rows=rows))
+    found = figures_in(tmp_path)
+    assert found["math_accuracy", "right", "all", ""]["value"] == 1.0
+    assert found["math_accuracy", "two", "all", ""]["value"] == 0.25
+    assert found["math_accuracy", "right", "all", "two"]["value"] == 0.75
+
+
+def test_perplexity_is_that_of_the_tokens(tmp_path: Path) -> None:
+    model = language_model(seed=3)
+    texts = ["w5 w6 w7", "w8 w9 w10 w11 w12"]
+    rows = [Example(prompt="", completions=(Completion(content=text),), where=f"x:{i}") for i, text in enumerate(texts)]
+    suites.run("capability", bench_of(tmp_path, model, rows=rows))
+    logps = model.logprobs(["", ""], texts)
+    tokens = [3, 5]  # the words and the stop token, without the first, which nothing predicts
+    found = figures_in(tmp_path)["perplexity", "tiny", "all", ""]
+    assert found["value"] == pytest.approx(math.exp(-sum(logps) / sum(tokens)), rel=1e-4)
+
+
+def test_every_row_is_of_one_task() -> None:
+    columns = ({"final_answer": "3"}, {"test": "x", "entry_point": "f", "final_answer": "3"}, {})
+    tasks = [capability.task_of(Example(prompt="p", meta=meta)) for meta in columns]
+    assert [task and task.verifier for task in tasks] == ["math", "code", None]
+
+
+# --- a judge with a taste ---------------------------------------------------------------------------------------------
+
+
+def test_a_simulated_annotator_judges_by_its_taste(tmp_path: Path) -> None:
+    requests = [r for r in WORLD.requests(60, seed=5, split="heldout") if r.slice != "harmful"]
+    rows, rng = rows_of(requests), np.random.default_rng(0)
+    ideal, drafts = [WORLD.ideal(r) for r in requests], [WORLD.draft(r, rng) for r in requests]
+    bench = bench_of(
+        tmp_path, Scripted("ideal", ideal), Scripted("drafts", drafts), rows=rows, judge=JudgeSettings(by="annotator", annotator="gold")
+    )
+    suites.run("preference", bench)
+    assert figures_in(tmp_path)["win_rate", "ideal", "all", ""]["value"] > 0.7
