@@ -3,13 +3,21 @@
     make bench                                      # the whole table (needs .venv-bench, which it makes)
     .venv-bench/bin/python benchmarks/offline.py --profiles hh --tasks dpo --rounds 1
 
-First both sides must compute the same loss on the first batch (within 1e-3). Then rounds of A B A B: pairs/s over the timed steps, wall
-clock from the start of one step to the end of the last, everything between included; peak resident memory of the process.
+First both sides must compute the same loss on the first batch (within 1e-3). Then rounds of A B A B: rows/s over the timed steps, wall
+clock from the start of one step to the end of the last, everything between included; peak memory of the process (of the GPU where there
+is one). The share of the machine counts useful work alone: matrix products over distinct tokens, three of the policy and one of a
+reference that is not cached, no work done twice; against the best rate that this machine reached on a square product.
+
+    dpo, dpo_cached     the reference in the loop, or its log-probs computed before the timed steps on both sides
+    ranking             DPO on all six pairs of four ranked answers; TRL reads them as six rows, and its steps hold as many pairs
+    reward, sft         Bradley-Terry; answers alone, TRL flattening its batches (padding_free)
+    --lora              rank 16 on every linear layer, the reference being the adapter switched off
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -19,18 +27,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 PROFILES = {"hh": (134, 55), "tldr": (350, 33), "ultrafeedback": (120, 220)}
 """Median tokens of prompt and answer; lengths are log-normal."""
-TASKS = ("dpo", "dpo_cached", "reward", "sft")
+TASKS = ("dpo", "dpo_cached", "ranking", "reward", "sft")
+ANSWERS = {"ranking": 4, "sft": 1}
 MODELS = {"11M": (256, 704, 8, 4), "60M": (640, 1728, 10, 10)}
 """hidden, feed-forward, layers, heads; vocabulary 8192, untied."""
 VOCAB, BATCH, WARM = 8192, 8, 2
 
 
-def rows(profile: str, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Preference pairs of random words, one word a token."""
+def rows(profile: str, count: int, task: str = "dpo", seed: int = 0) -> list[dict[str, Any]]:
+    """Prompts with their answers, best first, of random words, one word a token."""
     import numpy as np
 
     rng = np.random.default_rng([seed, sorted(PROFILES).index(profile)])
@@ -40,7 +51,36 @@ def rows(profile: str, count: int, seed: int = 0) -> list[dict[str, str]]:
         return " ".join(f"w{i}" for i in rng.integers(3, VOCAB, n))
 
     prompt, answer = PROFILES[profile]
-    return [{"prompt": words(prompt), "chosen": " " + words(answer), "rejected": " " + words(answer)} for _ in range(count)]
+    answers = ANSWERS.get(task, 2)
+    return [{"prompt": words(prompt), "answers": [" " + words(answer) for _ in range(answers)]} for _ in range(count)]
+
+
+def as_data(task: str, found: Sequence[dict[str, Any]], *, pairs: bool) -> list[dict[str, Any]]:
+    """The rows in the columns of the task; `pairs` writes a ranking as its pairs, the form a trainer of pairs reads."""
+    if task == "sft":
+        return [{"prompt": row["prompt"], "completion": row["answers"][0]} for row in found]
+    if task == "ranking" and not pairs:
+        return [{"prompt": row["prompt"], "completions": row["answers"], "ranks": [0, 1, 2, 3]} for row in found]
+    both = [(row["prompt"], *two) for row in found for two in itertools.combinations(row["answers"], 2)]
+    return [{"prompt": prompt, "chosen": better, "rejected": worse} for prompt, better, worse in both]
+
+
+def useful_work(task: str, size: str, found: Sequence[dict[str, Any]], *, lora: bool) -> float:
+    """Floating-point operations that the rows need: 2 a weight and position forward, twice that backward, attention and head included.
+
+    Under LoRA the frozen weights need no gradient of their own, so the backward pass costs about as much as the forward pass.
+    """
+    hidden, feed_forward, layers, _ = MODELS[size]
+    references = 1 if task in ("dpo", "ranking") else 0
+    passes = (2 if lora else 3) + references
+    total = 0.0
+    for row in found:
+        prompt, answers = len(row["prompt"].split()), [len(answer.split()) + 1 for answer in row["answers"]]
+        positions = prompt + sum(answers)
+        seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in answers)
+        total += 2 * positions * layers * (4 * hidden**2 + 3 * hidden * feed_forward) + 4 * seen * hidden * layers
+        total += 2 * sum(answers) * hidden * VOCAB if task != "reward" else 0
+    return passes * total
 
 
 def make_model(folder: Path, size: str) -> None:
@@ -72,7 +112,7 @@ def make_model(folder: Path, size: str) -> None:
 # --- one side, in a process of its own ------------------------------------------------------------------------------
 
 
-def run_prefopt(task: str, folder: Path, steps: int, precision: str) -> dict[str, float]:
+def run_prefopt(task: str, folder: Path, steps: int, args: argparse.Namespace) -> dict[str, float]:
     """The timed steps of prefopt."""
     import prefopt.training.fit as fitting
     from prefopt.pipeline.api import train
@@ -87,18 +127,21 @@ def run_prefopt(task: str, folder: Path, steps: int, precision: str) -> dict[str
         return found
 
     fitting.train_step = timed
-    method = {"dpo_cached": "dpo"}.get(task, task)
-    options: dict[str, object] = {"train": {"steps": steps, "batch_size": BATCH, "learning_rate": 1e-5, "precision": precision,
-                                            "schedule": "constant", "warmup": 0}}  # fmt: skip
+    method = {"dpo_cached": "dpo", "ranking": "dpo"}.get(task, task)
+    options: dict[str, Any] = {"train": {"steps": steps, "batch_size": BATCH, "learning_rate": 1e-5, "precision": args.precision,
+                                         "schedule": "constant", "warmup": 0, "compile": args.compile}}  # fmt: skip
+    if args.lora:
+        options["lora"] = {"rank": 16}
     if method == "dpo":
-        options["reference"] = {"path": str(folder / "reference"), "cache": task == "dpo_cached"}
+        own = {} if args.lora else {"path": str(folder / "reference")}
+        options["reference"] = {**own, "cache": task == "dpo_cached"}
     out = Path(tempfile.mkdtemp(dir=folder))
     train(method, model=str(folder / "policy"), data=str(folder / "rows.jsonl"), out=str(out / "run"), **options)
     first = json.loads((out / "run" / "metrics.jsonl").read_text().splitlines()[0])
     return _result(first["loss"], stamps[2 * WARM], stamps[-1], steps)
 
 
-def run_trl(task: str, folder: Path, steps: int, precision: str) -> dict[str, float]:
+def run_trl(task: str, folder: Path, steps: int, args: argparse.Namespace) -> dict[str, float]:
     """The timed steps of TRL's trainer for the task."""
     import torch
     from datasets import Dataset
@@ -113,33 +156,39 @@ def run_trl(task: str, folder: Path, steps: int, precision: str) -> dict[str, fl
         def on_step_end(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             stamps.append(time.perf_counter())
 
-    data = [json.loads(line) for line in (folder / "rows.jsonl").open()]
+    data = Dataset.from_list([json.loads(line) for line in (folder / "rows.jsonl").open()])
+    batch = BATCH * (6 if task == "ranking" else 1)
     common = {
-        "output_dir": tempfile.mkdtemp(dir=folder), "per_device_train_batch_size": BATCH, "max_steps": steps, "learning_rate": 1e-5,
-        "lr_scheduler_type": "constant", "use_cpu": not torch.cuda.is_available(), "bf16": precision == "bf16", "report_to": "none",
+        "output_dir": tempfile.mkdtemp(dir=folder), "per_device_train_batch_size": batch, "max_steps": steps, "learning_rate": 1e-5,
+        "lr_scheduler_type": "constant", "use_cpu": not torch.cuda.is_available(), "bf16": args.precision == "bf16", "report_to": "none",
         "save_strategy": "no", "logging_steps": 1, "gradient_checkpointing": False, "max_length": 4096, "optim": "adamw_torch_fused",
         "disable_tqdm": True, "dataloader_pin_memory": False, "train_sampling_strategy": "sequential",
     }  # fmt: skip
-    rest = {"processing_class": AutoTokenizer.from_pretrained(folder / "policy"), "callbacks": [Clock()]}
-    if task in ("dpo", "dpo_cached"):
-        from trl import DPOConfig, DPOTrainer
+    rest = {"processing_class": AutoTokenizer.from_pretrained(folder / "policy"), "callbacks": [Clock()], "train_dataset": data}
+    if args.lora:
+        from peft import LoraConfig
 
-        args = _config(DPOConfig, {**common, "beta": 0.1, "precompute_ref_log_probs": task == "dpo_cached"})
-        model, reference = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("policy", "reference"))
-        trainer = DPOTrainer(model, reference, args=args, train_dataset=Dataset.from_list(data), **rest)
-    elif task == "reward":
+        rest["peft_config"] = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    if task == "reward":
         from trl import RewardConfig, RewardTrainer
 
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1, dtype=torch.float32)
-        joined = Dataset.from_list([{"chosen": r["prompt"] + r["chosen"], "rejected": r["prompt"] + r["rejected"]} for r in data])
-        trainer = RewardTrainer(model, args=_config(RewardConfig, common), train_dataset=joined, **rest)
-    else:
+        trainer = RewardTrainer(model, args=_config(RewardConfig, common), **rest)
+    elif task == "sft":
         from trl import SFTConfig, SFTTrainer
 
+        flat = {"padding_free": True, "max_length": None} if args.padding_free else {}
+
         model = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
-        shaped = Dataset.from_list([{"prompt": r["prompt"], "completion": r["chosen"]} for r in data])
-        trainer = SFTTrainer(model, args=_config(SFTConfig, common), train_dataset=shaped, **rest)
+        trainer = SFTTrainer(model, args=_config(SFTConfig, {**common, **flat}), **rest)
+    else:
+        from trl import DPOConfig, DPOTrainer
+
+        config = _config(DPOConfig, {**common, "beta": 0.1, "precompute_ref_log_probs": task == "dpo_cached"})
+        names = ("policy",) if args.lora else ("policy", "reference")
+        models = [AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in names]
+        trainer = DPOTrainer(*models, args=config, **rest)
     trainer.train()
     first = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     return _result(first, stamps[2 * WARM], stamps[-1], steps)
@@ -156,18 +205,23 @@ def _config(kind, options):  # type: ignore[no-untyped-def]
 
 def _result(loss: float, start: float, end: float, steps: int) -> dict[str, float]:
     rows_done = (steps - WARM) * BATCH
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    import torch
+
+    peak = (
+        torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    )
     return {"first_loss": loss, "rows_per_second": rows_done / (end - start), "peak_gb": peak}
 
 
 # --- both, in turn --------------------------------------------------------------------------------------------------
 
 
-def side(name: str, task: str, folder: Path, steps: int, precision: str) -> dict[str, float]:
+def side(name: str, task: str, folder: Path, steps: int, args: argparse.Namespace, precision: str) -> dict[str, float]:
     """One run in a fresh process."""
     command = [sys.executable, __file__, "--worker", name, "--tasks", task, "--folder", str(folder), "--steps", str(steps)]
+    flags = [f"--{flag.replace('_', '-')}" for flag in ("lora", "compile", "padding_free") if getattr(args, flag)]
     found = subprocess.run(
-        [*command, "--precision", precision], capture_output=True, text=True, check=False,
+        [*command, "--precision", precision, *flags], capture_output=True, text=True, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "PREFOPT_CACHE": str(folder / "cache")},
     )  # fmt: skip
     if found.returncode:
@@ -175,58 +229,65 @@ def side(name: str, task: str, folder: Path, steps: int, precision: str) -> dict
     return json.loads(found.stdout.strip().splitlines()[-1])
 
 
-def matrix_rate() -> dict[str, float]:
-    """Measured matrix products of this machine, GFLOP/s."""
+def matrix_rate(precision: str) -> float:
+    """The best rate of a matrix product on this machine, FLOP/s."""
     import torch
 
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-        times = []
-        for _ in range(6):
-            start = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - start)
-        found[str(dtype).removeprefix("torch.")] = 2 * 2048**3 / min(times) / 1e9
-    return found
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size).to(device, getattr(torch, {"bf16": "bfloat16", "fp32": "float32"}[precision])) for _ in range(2))
+    times = []
+    for _ in range(12):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
 
 
-def compare(task: str, profile: str, args: argparse.Namespace) -> dict[str, object]:
-    """Rounds of both sides on one task and profile."""
+def compare(task: str, profile: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of both sides on one task and profile, the machine's rate measured between them."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_model(folder, args.model)
         steps = {"prefopt": args.steps * 4 + WARM, "trl": args.steps + WARM}
-        data = rows(profile, steps["prefopt"] * BATCH)
+        data = rows(profile, steps["prefopt"] * BATCH, task)
         found: dict[str, list[dict[str, float]]] = {"prefopt": [], "trl": []}
+        rates = []
         for _ in range(args.rounds):
             for name in ("prefopt", "trl"):
-                (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data[: steps[name] * BATCH]))
-                found[name].append(side(name, task, folder, steps[name], args.precision))
+                write(folder, task, data[: steps[name] * BATCH], name)
+                found[name].append(side(name, task, folder, steps[name], args, args.precision))
+                rates.append(matrix_rate(args.precision))
     speed = {name: [run["rows_per_second"] for run in runs] for name, runs in found.items()}
     ratios = [ours / theirs for ours, theirs in zip(speed["prefopt"], speed["trl"], strict=True)]
+    peak = {name: max(run["peak_gb"] for run in runs) for name, runs in found.items()}
+    timed = data[WARM * BATCH :]
+    a_row = useful_work(task, args.model, timed, lora=args.lora) / len(timed)
+    tokens = sum(len(row["prompt"].split()) + sum(len(a.split()) + 1 for a in row["answers"]) for row in timed) / len(timed)
+    best = statistics.median(speed["prefopt"])
     return {
-        "task": task,
-        "profile": profile,
-        "model": args.model,
-        "prefopt": statistics.median(speed["prefopt"]),
-        "trl": statistics.median(speed["trl"]),
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-        "memory_ratio": max(r["peak_gb"] for r in found["prefopt"]) / max(r["peak_gb"] for r in found["trl"]),
-        "peak_gb": {name: max(run["peak_gb"] for run in runs) for name, runs in found.items()},
-    }
+        "task": task, "profile": profile, "model": args.model, "lora": args.lora, "precision": args.precision, "compile": args.compile,
+        "prefopt": best, "trl": statistics.median(speed["trl"]), "tokens_per_second": best * tokens,
+        "ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios),
+        "peak_gb": peak, "memory_ratio": peak["prefopt"] / peak["trl"],
+        "machine_rate": max(rates), "share": best * a_row / max(rates),
+    }  # fmt: skip
+
+
+def write(folder: Path, task: str, found: Sequence[dict[str, Any]], name: str) -> None:
+    """The rows as the side reads them."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in as_data(task, found, pairs=name == "trl")))
 
 
 def same_loss(task: str, args: argparse.Namespace) -> float:
     """Difference of the two sides' loss on one and the same batch, in fp32."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder, losses = Path(temporary), []
         make_model(folder, args.model)
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows("hh", BATCH)))
-        ours, theirs = (side(name, task, folder, WARM + 1, "fp32")["first_loss"] for name in ("prefopt", "trl"))
-    return abs(ours - theirs)
+        for name in ("prefopt", "trl"):
+            write(folder, task, rows("hh", BATCH, task), name)
+            losses.append(side(name, task, folder, WARM + 1, args, "fp32")["first_loss"])
+    return abs(losses[0] - losses[1])
 
 
 def main() -> None:
@@ -236,40 +297,67 @@ def main() -> None:
     parser.add_argument("--profiles", nargs="+", default=list(PROFILES), choices=list(PROFILES))
     parser.add_argument("--model", default="11M", choices=list(MODELS))
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--lora", action="store_true", help="rank 16 instead of all weights")
+    parser.add_argument("--compile", action="store_true", help="prefopt with train.compile=true")
+    parser.add_argument("--no-padding-free", dest="padding_free", action="store_false", help="TRL's SFT with padded batches")
+    parser.add_argument("--padding-free", action="store_true", default=True, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, default=4, help="timed steps of TRL; prefopt does four times as many")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", type=Path, default=Path("runs/bench/offline.json"))
-    parser.add_argument("--worker", choices=["prefopt", "trl"])
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/offline.json"), help="rows are added to it, older ones replaced")
+    parser.add_argument("--worker", choices=["prefopt", "trl"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker = {"prefopt": run_prefopt, "trl": run_trl}[args.worker]
         sys.stdout, real = sys.stderr, sys.stdout
-        print(json.dumps(worker(args.tasks[0], args.folder, args.steps, args.precision)), file=real)
+        print(json.dumps(worker(args.tasks[0], args.folder, args.steps, args)), file=real)
         return
+    # reward heads are drawn at random, so there is no common first loss
+    differences = {task: same_loss(task, args) for task in args.tasks if task != "reward"}
+    print("first-batch loss differs by", {task: f"{value:.1e}" for task, value in differences.items()})
+    if any(value > 1e-3 for value in differences.values()):
+        raise SystemExit("the two sides do not compute the same loss; no speed is compared")
+    head = f"{'task':12}{'profile':15}{'prefopt/s':>10}{'TRL/s':>8}{'ratio':>8}{'spread':>14}{'memory':>8}{'share':>7}"
+    print(head)
+    for task in args.tasks:
+        for profile in args.profiles:
+            row = compare(task, profile, args) | {"first_loss_difference": differences.get(task), **machine()}
+            spread = f"{row['ratio_low']:.1f} to {row['ratio_high']:.1f}"
+            speeds = f"{row['prefopt']:10.2f}{row['trl']:8.2f}{row['ratio']:8.1f}"
+            print(f"{task:12}{profile:15}{speeds}{spread:>14}{row['memory_ratio']:8.2f}{row['share']:7.0%}", flush=True)
+            keep(args.json, row)
+    print(f"written: {args.json}")
+
+
+KEYS = ("task", "profile", "model", "lora", "precision", "compile", "device")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
     import torch
     import transformers
     import trl
 
     versions = {module.__name__: module.__version__ for module in (torch, transformers, trl)} | {"python": platform.python_version()}
-    report: dict[str, object] = {"versions": versions, "cores": os.cpu_count(), "gflops": matrix_rate(), "precision": args.precision}
-    print(json.dumps(report))
-    differences = {task: same_loss(task, args) for task in args.tasks if task != "reward"}  # reward heads are drawn at random
-    print("first-batch loss differs by", {task: f"{value:.1e}" for task, value in differences.items()})
-    if any(value > 1e-3 for value in differences.values()):
-        raise SystemExit("the two sides do not compute the same loss; no speed is compared")
-    found = []
-    print(f"{'task':12}{'profile':15}{'prefopt/s':>10}{'TRL/s':>8}{'ratio':>8}{'spread':>14}{'memory':>8}")
-    for task in args.tasks:
-        for profile in args.profiles:
-            row = compare(task, profile, args)
-            found.append(row)
-            spread = f"{row['ratio_low']:.1f} to {row['ratio_high']:.1f}"
-            speeds = f"{row['prefopt']:10.2f}{row['trl']:8.2f}{row['ratio']:8.1f}"
-            print(f"{task:12}{profile:15}{speeds}{spread:>14}{row['memory_ratio']:8.2f}", flush=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps({**report, "first_loss_difference": differences, "rows": found}, indent=1) + "\n")
-    print(f"written: {args.json}")
+    return {"versions": versions, "cores": os.cpu_count(), "device": device_name(), "date": time.strftime("%Y-%m-%d")}
+
+
+def device_name() -> str:
+    """The GPU, or the processor as the system names it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to the file, in the place of an older one of the same setting."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    older = json.loads(path.read_text()) if path.exists() else []
+    others = [r for r in older if any(r[key] != row[key] for key in KEYS)]
+    path.write_text(json.dumps([*others, row], indent=1) + "\n")
 
 
 if __name__ == "__main__":
