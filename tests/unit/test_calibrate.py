@@ -137,18 +137,18 @@ def test_probes_find_a_model_that_likes_length_and_spare_one_that_does_not() -> 
     lengths = rng.integers(1, 30, (n, 2))
     texts = [("fine", "fine")] * n
     groups = [str(i).encode() for i in range(n)]
-    honest = rng.normal(0.5, 1.0, n)
+    honest = np.abs(rng.normal(0.0, 1.0, n)) * np.where(rng.random(n) < 0.6, 1, -1)
     biased = honest + 0.3 * (lengths[:, 0] - lengths[:, 1])
     (clean,) = probes(texts, honest, lengths, groups)
     (found,) = probes(texts, biased, lengths, groups)
     assert (clean.name, found.name) == ("the longer answer",) * 2
     assert found.clear
-    assert found.model.value > 0.8
+    assert found.model.value > 0.75
     assert abs(found.people - 0.5) < 0.07
     assert clean.model.value < 0.6
     thanks = [("Thank you. Yes.", "Yes.") if i % 2 else ("Yes.", "Thank you. Yes.") for i in range(n)]
-    liking = [p for p in probes(thanks, np.where(np.arange(n) % 2, 1.0, -1.0), lengths, groups) if p.name == "courtesy"]
-    assert (liking[0].model.value, liking[0].people, liking[0].excess.value) == (1.0, 0.5, 0.5)
+    liking = [p for p in probes(thanks, np.where(np.arange(n) % 2, 50.0, -50.0), lengths, groups) if p.name == "courtesy"]
+    assert (liking[0].model.value, liking[0].people, liking[0].excess.value) == pytest.approx((1.0, 0.5, 0.5))
 
 
 def test_a_reading_with_a_temperature_reaches_scores() -> None:

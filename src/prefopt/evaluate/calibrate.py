@@ -253,7 +253,7 @@ def _liked(model: RewardModel, found: Judgements, reading: Reading) -> Liked:
     pairs = zip(found.trees, found.chosen, found.rejected, strict=True)
     texts = [(decode(tree.branches[i].ids), decode(tree.branches[j].ids)) for tree, i, j in pairs]
     lengths = _lengths(found)
-    told = probes(texts, found.logits, lengths, found.groups)
+    told = probes(texts, found.logits / reading.temperature, lengths, found.groups)
     return Liked(told, _by_margin(found, reading), correlation(found.logits, lengths))
 
 
@@ -313,10 +313,7 @@ def _lines(found: Judgements, figures: Sequence[Figure], notes: dict[str, Any], 
     if liked:
         bands = [f"{b.low:.2g} to {b.high:.2g} nats: {b.accuracy:.0%} right ({b.said:.0%} said)" for b in liked.by_margin]
         rows += [("by margin", " | ".join(bands)), ("length", f"correlation of margin and length {liked.correlation:+.2f} (Spearman)")]
-        rows += [
-            (f"prefers {p.name}" if p.clear else f"  {p.name}", f"{p.model.value:.0%} of {p.model.n} pairs, people {p.people:.0%}")
-            for p in liked.probes
-        ]
+        rows += [(p.name, _liking(p)) for p in liked.probes]
     wide = max(len(name) for name, _ in rows)
     return [f"  {name:<{wide}}  {text}" for name, text in rows]
 
@@ -327,3 +324,8 @@ def _share(f: Figure | Interval) -> str:
 
 def _ece(f: Figure) -> str:
     return f"{f.value:.3f} [{f.low:.3f}, {f.high:.3f}]"
+
+
+def _liking(p: Probe) -> str:
+    mark = "  <- clearly apart" if p.clear else ""
+    return f"preferred in {p.model.value:.0%} of {p.model.n} pairs, by people in {p.people:.0%}{mark}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from prefopt.world.annotators import ANNOTATORS, Annotator, Probabilities, panel
+from prefopt.world.annotators import ANNOTATORS, Annotator, Probabilities, panel, preferred
 from prefopt.world.answers import Answer, parse, render
 from prefopt.world.drafts import FLAWLESS, RATES, Rates, draft, ideal
 from prefopt.world.files import SIZES, distinct_requests, write
@@ -39,6 +39,7 @@ __all__ = [
     "judge",
     "panel",
     "parse",
+    "preferred",
     "render",
     "write",
 ]
