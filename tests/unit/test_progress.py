@@ -24,9 +24,9 @@ METRICS = {
 }
 
 
-def run(total: int, *, terminal: bool, done: int = 0, rank: int = 0) -> str:
+def run(total: int, *, terminal: bool, done: int = 0, rank: int = 0, width: int = 120) -> str:
     file = io.StringIO()
-    console = Console(file=file, force_terminal=terminal, width=120, quiet=rank > 0, color_system=None, legacy_windows=False)
+    console = Console(file=file, force_terminal=terminal, width=width, quiet=rank > 0, color_system=None, legacy_windows=False)
     with Progress(total, title="dpo", done=done, rank=rank, console=console) as progress:
         for step in range(done + 1, total + 1):
             progress.update(step, METRICS)
@@ -47,8 +47,11 @@ def test_a_line_says_what_matters() -> None:
     assert line == "dpo 1/1  loss 0.6931  margin 0.250  accuracy 62%  kl 0.012  tokens/s 5,400  0:00 left"
 
 
-def test_a_terminal_gets_a_bar() -> None:
-    shown = run(5, terminal=True)
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_a_bar(width: int) -> None:
+    shown = run(5, terminal=True, width=width)
+    assert "tokens/s 5,400" in shown
+    assert "0:00 left" in shown
     assert "━" in shown
     assert "5/5" in shown
     assert "accuracy 62%" in shown

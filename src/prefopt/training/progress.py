@@ -1,14 +1,15 @@
-"""How far a run is: a bar on a terminal, at most twenty plain lines elsewhere, nothing on ranks above 0."""
+"""How far a run is: a bar and a line of metrics on a terminal, at most twenty plain lines elsewhere, nothing on ranks above 0."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 LINES = 20
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -20,6 +21,15 @@ SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "kl": ("kl", "{:.3f}".format),
     "tokens_per_second": ("tokens/s", "{:,.0f}".format),
 }
+
+
+class _Bar(Bar):
+    """The metrics stand on a line of their own: beside the bar they would push it out of a terminal of 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the metrics of its task."""
+        yield from super().get_renderables()
+        yield from (Text(task.fields["shown"], no_wrap=True, overflow="ellipsis") for task in self.tasks)
 
 
 class Progress:
@@ -40,14 +50,14 @@ class Progress:
         self._started = time.perf_counter()
         self._bar: Bar | None = None
         if self._console.is_terminal and rank == 0:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
-            self._bar = Bar(*columns, console=self._console, refresh_per_second=4)
-            self._task = self._bar.add_task(title, total=total, completed=done, shown="")
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+            self._bar = _Bar(*columns, console=self._console, refresh_per_second=4)
+            self._task = self._bar.add_task(title, total=total, completed=done, left="", shown="")
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` steps are done."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, shown=f"{describe(metrics)}  {self._left(step)}")
+            self._bar.update(self._task, completed=step, left=self._left(step), shown=describe(metrics))
         elif step % self._every == 0 or step == self._total:
             self.say(f"{self._title} {step}/{self._total}  {describe(metrics)}  {self._left(step)}".strip())
 
