@@ -153,6 +153,18 @@ class RolloutSettings:
     temperature: AtLeast0 = 1.0
     """0 is greedy."""
     top_p: Share = 1.0
+    top_k: Count = 0
+    """Draw from so many most probable tokens only; 0 is all. top_p is taken of what top_k and min_p leave."""
+    min_p: Share = 0.0
+    """Draw from tokens at least so many times as probable as the most probable one only (arXiv 2407.01082)."""
+    stop: str | list[str] = field(default_factory=list)
+    """Strings that end an answer; they are cut from its text."""
+    regex: str | None = None
+    """What the whole answer has to match, in Python's syntax without backreferences and lookaround."""
+    banned: str | list[str] = field(default_factory=list)
+    """Strings that no answer holds."""
+    required: str | list[str] = field(default_factory=list)
+    """Strings without which no answer ends by itself."""
     engine: Literal["local"] = "local"
     batch_size: Size = 64
     """Sequences decoded together."""

@@ -23,7 +23,7 @@ from tests.sandbox.hostile import PROGRAMS, Hostile
 
 HAVE = shutil.which("bwrap") is not None
 sandboxed = pytest.mark.skipif(not HAVE, reason="bubblewrap (bwrap) is not installed, so nothing can be sandboxed")
-LIMITS = Limits(seconds=0.5, memory=512 * 2**20, files=16 * 2**20)
+LIMITS = Limits(seconds=1.0, memory=512 * 2**20, files=16 * 2**20)
 
 
 class Host:

@@ -214,10 +214,10 @@ def test_the_nucleus_is_the_same_however_many_tokens_it_takes() -> None:
 def test_extreme_logits_draw_what_they_say() -> None:
     logits = torch.tensor([[1e4, 0.0, -torch.inf], [-1e4, -torch.inf, -1e4 - 1]])
     uniform = torch.tensor([0.999, 0.9], dtype=torch.float64)
-    ids, logps = draw(logits, uniform, temperature=0.5, top_p=1.0)
+    ids, logps = draw(logits, uniform, RolloutSettings(temperature=0.5))
     assert ids.tolist() == [0, 2]
     np.testing.assert_allclose(logps, [0.0, -np.log1p(np.exp(2.0))], atol=2e-3)
-    assert draw(logits.bfloat16(), uniform, temperature=1.0, top_p=1.0).logps_B.dtype == torch.float32
+    assert draw(logits.bfloat16(), uniform, RolloutSettings()).logps_B.dtype == torch.float32
 
 
 # --- the lean path of Llama-shaped models

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
-from prefopt.errors import DataError
+from prefopt.errors import DataError, ModelError
 from prefopt.model.forward import base_of
+from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
+from prefopt.rollout.constrain.machines import listed
 from prefopt.rollout.decoding import Decode, decoder
 from prefopt.rollout.sampler import Sample, draw
 from prefopt.settings import RolloutSettings
@@ -36,6 +39,8 @@ class LocalSampler:
     model: Any
     stop_ids: tuple[int, ...]
     decode: Callable[[Sequence[int]], str]
+    vocabulary: Callable[[], Vocabulary] | None = None
+    """The bytes of the tokens, for stop strings and constraints."""
 
     def sample(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> list[list[Sample]]:
         """`settings.samples` completions of each prompt (token ids), in the order of the prompts.
@@ -44,7 +49,9 @@ class LocalSampler:
         gives the same samples in batches of any size, and asking for more samples keeps the first ones.
 
         Raises:
-            DataError: an empty prompt, or one that leaves no room for max_new_tokens in the model's longest sequence.
+            DataError: no prompts, an empty one, or one that leaves no room for max_new_tokens in the model's longest sequence.
+            ModelError: a batch that cannot fit in memory.
+            OptionError: a constraint that cannot be used.
         """
         self._check(prompts, settings)
         found: dict[Job, Sample] = {}
@@ -62,16 +69,19 @@ class LocalSampler:
         uniform_BT = torch.from_numpy(np.stack([np.random.default_rng([settings.seed, *job]).random(room) for job in jobs])).to(device)
         ids_BT = torch.full(uniform_BT.shape, -1, device=device)
         logps_BT = torch.zeros(uniform_BT.shape, device=device)
-        stops = torch.tensor(self.stop_ids, device=device)
+        length_B = torch.full((len(jobs),), room, device=device)
         places = {place: row for row, place in enumerate(dict.fromkeys(place for place, _ in jobs))}
         source_B = torch.tensor([places[place] for place, _ in jobs], device=device)
         growing = decode([prompts[place] for place in places], source_B, room)
+        rules = Rules(settings, self.vocabulary, self.stop_ids, len(jobs), device)
         rows = torch.arange(len(jobs), device=device)  # the jobs still in the batch
         ended = torch.zeros_like(rows, dtype=torch.bool)
         for step in range(room):
-            drawn = draw(growing.logits_BV, uniform_BT[rows, step], temperature=settings.temperature, top_p=settings.top_p)
+            drawn = draw(growing.logits_BV, uniform_BT[rows, step], settings, rules.allowed())
             ids_BT[rows, step], logps_BT[rows, step] = drawn
-            ended = ended | torch.isin(drawn.ids_B, stops)
+            now = ~ended & rules.read(drawn.ids_B)
+            length_B[rows[now]] = step + 1
+            ended |= now
             going = len(ended) - int(ended.sum())
             if going == 0 or step + 1 == room:
                 break
@@ -79,17 +89,20 @@ class LocalSampler:
             if going <= LEAVE * len(ended):
                 stay = torch.nonzero(~ended)[:, 0]
                 growing.keep(stay)
+                rules.keep(stay)
                 rows, ended, next_B = rows[stay], ended[stay], next_B[stay]
             growing.append(next_B)
-        return [self._cut(ids, logps) for ids, logps in zip(ids_BT.cpu().numpy(), logps_BT.cpu().numpy(), strict=True)]
+        open_B = torch.zeros(len(jobs), dtype=torch.bool, device=device).index_fill_(0, rows[~ended], True)
+        parts = (values.cpu().numpy() for values in (ids_BT, logps_BT, length_B, ~open_B))
+        return [self._cut(ids[:length], logps[:length], bool(done), settings) for ids, logps, length, done in zip(*parts, strict=True)]
 
-    def _cut(self, ids: Any, logps: Any) -> Sample:
-        """The sample that ends with the first stop token."""
-        stops = np.flatnonzero(np.isin(ids, self.stop_ids))
-        finished = len(stops) > 0
-        length = int(stops[0]) + 1 if finished else len(ids)
-        text = self.decode(ids[: length - finished].tolist())
-        return Sample(ids=ids[:length].astype(np.int32), logps=logps[:length], text=text, finished=finished)
+    def _cut(self, ids: Any, logps: Any, finished: bool, settings: RolloutSettings) -> Sample:
+        """A sample of its tokens; its text without what ended it."""
+        stopped = finished and int(ids[-1]) in self.stop_ids
+        text = self.decode(ids[:-1].tolist() if stopped else ids.tolist())
+        if finished and not stopped:
+            text = text[: min(at for stop in listed(settings.stop, "rollout.stop") if (at := text.find(stop)) >= 0)]
+        return Sample(ids=ids.astype(np.int32), logps=logps, text=text, finished=finished)
 
     def _check(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> None:
         limit = getattr(base_of(self.model).config, "max_position_embeddings", None)
@@ -101,6 +114,71 @@ class LocalSampler:
                     f"prompt {place + 1} has {len(prompt)} tokens, with {settings.max_new_tokens} new ones more than the model's {limit}",
                     fix="Lower rollout.max_new_tokens or leave the prompt out.",
                 )
+        if prompts:
+            self._check_memory(max(map(len, prompts)) + settings.max_new_tokens, min(settings.batch_size, len(prompts) * settings.samples))
+
+    def _check_memory(self, length: int, rows: int) -> None:
+        """A batch's keys and values fit; a lower bound, as they are not all a batch needs."""
+        config = base_of(self.model).config
+        layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
+        if not layers or not heads:
+            return
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        needed = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * size * length * rows * self.model.dtype.itemsize
+        free = _free_memory(next(base_of(self.model).parameters()).device)
+        if needed > free:
+            what = f"{rows} sequences of up to {length} tokens need {needed / 1e9:.1f} GB for keys and values, {free / 1e9:.1f} GB are free"
+            raise ModelError(what, fix="lower rollout.batch_size (it changes no sample) or rollout.max_new_tokens")
+
+
+class Rules:
+    """What ends the sequences of a batch, and which tokens their constraint allows."""
+
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        vocabulary: Callable[[], Vocabulary] | None,
+        stop_ids: Sequence[int],
+        count: int,
+        device: torch.device,
+    ) -> None:
+        machine, self._stopper = constraint(settings), stopper(settings)
+        self._device, self._stops = device, torch.tensor(stop_ids, device=device)
+        self._constraint: Constraint | None = None
+        if machine is not None or self._stopper is not None:
+            if vocabulary is None:
+                raise ModelError("stop strings and constraints need a tokenizer, and there is none")
+            self._vocabulary = vocabulary()
+        if machine is not None:
+            self._constraint = Constraint(machine, self._vocabulary, stop_ids, count)
+        self._states = [self._stopper.start] * count if self._stopper else []
+
+    def allowed(self) -> torch.Tensor | None:
+        """Tokens that may come next, [B, V]; None where all may."""
+        return None if self._constraint is None else self._constraint.mask().to(self._device)
+
+    def read(self, ids_B: torch.Tensor) -> torch.Tensor:
+        """Which sequences [B] the next tokens end."""
+        ended_B = torch.isin(ids_B, self._stops)
+        if self._constraint is not None:
+            self._constraint.read(ids_B.tolist())
+        if self._stopper is not None:
+            read = self._vocabulary.read
+            self._states = [read(self._stopper, state, token) for state, token in zip(self._states, ids_B.tolist(), strict=True)]
+            ended_B = ended_B | torch.tensor([bool(found) for found, _ in self._states], device=self._device)
+        return ended_B
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these sequences only."""
+        if self._constraint is not None:
+            self._constraint.keep(rows.tolist())
+        if self._stopper is not None:
+            self._states = [self._states[row] for row in rows.tolist()]
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def _batches(prompts: Sequence[IntArray], settings: RolloutSettings) -> Iterator[list[Job]]:

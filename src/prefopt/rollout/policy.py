@@ -24,6 +24,7 @@ from prefopt.text.chat import Renderer
 from prefopt.types import Batch, Completion, Example, Message, TokenTree, as_text
 
 if TYPE_CHECKING:
+    from prefopt.rollout.constrain import Vocabulary
     from prefopt.rollout.sampler import Sample
 
 Prompts = Sequence[str | Sequence[Message | Mapping[str, Any]]]
@@ -141,13 +142,19 @@ class Policy(LanguageModel):
         found = self.sample(prompts, settings or RolloutSettings(**options))
         return [[sample.text for sample in row] for row in found]
 
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of the model's tokens."""
+        from prefopt.rollout.constrain import Vocabulary
+
+        return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
+
     def sample(self, prompts: Prompts, settings: RolloutSettings) -> list[list[Sample]]:
         """Completions with token ids and log-probs."""
         from prefopt.rollout.local import LocalSampler
 
         texts = [as_text(prompt) for prompt in prompts]
         decode = self.renderer.decode if all(isinstance(text, str) for text in texts) else self.renderer.answer
-        sampler = LocalSampler(base_of(self.model), self.renderer.stop_ids, decode)
+        sampler = LocalSampler(base_of(self.model), self.renderer.stop_ids, decode, self.vocabulary)
         return sampler.sample([self.renderer.prompt_ids(text) for text in texts], settings)
 
 

@@ -27,10 +27,11 @@ class Sample:
 
     Attributes:
         ids: its tokens [n], the stop token included when there is one.
-        logps: log-probs [n] (float32, nats) of those tokens under the distribution they were drawn from: after temperature and top_p.
+        logps: log-probs [n] (float32, nats) of those tokens under the distribution they were drawn from: after temperature, top_k, min_p,
+            top_p and constraints.
             Greedy samples (temperature 0) carry the model's own log-probs, at temperature 1.
         text: the tokens as text, control tokens left out.
-        finished: it ended with a stop token, not for want of room.
+        finished: it ended with a stop token or string, not for want of room.
     """
 
     ids: IntArray
@@ -54,8 +55,13 @@ class Drawn(NamedTuple):
     logps_B: torch.Tensor
 
 
-def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, *, temperature: float, top_p: float) -> Drawn:
-    """One token a row from softmax(logits / temperature), cut to its nucleus.
+def draw(
+    logits_BV: torch.Tensor,
+    uniform_B: torch.Tensor,
+    settings: RolloutSettings,
+    allowed_BV: torch.Tensor | None = None,
+) -> Drawn:
+    """One token a row from softmax(logits / temperature), cut to the tokens that top_k, min_p and then top_p leave.
 
     A sample is a function of one uniform number a row (inverse of the distribution function), so it does not depend on the rows
     beside it, and it needs one pass over the vocabulary beyond the log-probs. Gumbel-max needs V random numbers and a logarithm
@@ -64,18 +70,25 @@ def draw(logits_BV: torch.Tensor, uniform_B: torch.Tensor, *, temperature: float
     Args:
         logits_BV: [B, V], any float dtype.
         uniform_B: float64 in [0, 1).
-        temperature: 0 takes the most probable token.
-        top_p: keep the most probable tokens whose mass before them is below this (arXiv 1904.09751); 1 keeps all.
+        settings: temperature (0 takes the most probable token), top_k, min_p and top_p (the most probable tokens whose mass before
+            them is below it, arXiv 1904.09751).
+        allowed_BV: tokens that may be drawn at all; probabilities are renormalised over them.
     """
     logits_BV = logits_BV.float()
-    if temperature == 0:
+    if allowed_BV is not None:
+        logits_BV = logits_BV.masked_fill(~allowed_BV, float("-inf"))
+    if settings.temperature == 0:
         ids_B = logits_BV.argmax(-1)
         return Drawn(ids_B, _at(logits_BV, ids_B) - logits_BV.logsumexp(-1))
-    logits_BV = logits_BV / temperature
+    logits_BV = logits_BV / settings.temperature
     top_B = logits_BV.amax(-1)
     weight_BV = (logits_BV - top_B[:, None]).exp_()
-    if top_p < 1:
-        weight_BV = nucleus(weight_BV, top_p)
+    if 0 < settings.top_k < weight_BV.shape[1]:
+        weight_BV = torch.where(weight_BV >= weight_BV.topk(settings.top_k).values[:, -1:], weight_BV, 0.0)
+    if settings.min_p > 0:
+        weight_BV = torch.where(weight_BV >= settings.min_p, weight_BV, 0.0)
+    if settings.top_p < 1:
+        weight_BV = nucleus(weight_BV, settings.top_p)
     ids_B = inverse_cdf(weight_BV, uniform_B)
     return Drawn(ids_B, _at(logits_BV, ids_B) - top_B - weight_BV.sum(-1).log())
 
