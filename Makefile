@@ -8,7 +8,7 @@ PARITY := .venv-bench/.parity
 DOCS := .venv-docs/.ready
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: quickstart test bounds check golden mutate parity bench docs setup clean
+.PHONY: quickstart test bounds check golden mutate fuzz parity bench docs setup clean
 
 quickstart: $(READY)
 	$(BIN)/prefopt quickstart
@@ -30,6 +30,11 @@ golden: $(READY)
 # plant every fault and see whether a test notices; MUTATE_ARGS narrows it: make mutate MUTATE_ARGS="--jobs 1 kto"
 mutate: $(READY)
 	$(BIN)/python -m tests.mutation.run $(MUTATE_ARGS)
+
+# FUZZ=10000 odd inputs for each test of tests/fuzz: rows, conversations, templates, recipes
+FUZZ ?= 10000
+fuzz: $(READY)
+	FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -p no:cacheprovider tests/fuzz
 
 # prefopt beside TRL, in an environment of its own; BENCH_ARGS narrows it: make bench BENCH_ARGS="--tasks dpo --profiles hh"
 bench: $(BENCH)

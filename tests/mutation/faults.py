@@ -317,7 +317,7 @@ PREPARE: tuple[Line, ...] = (
     ("rejected answers demonstrated", "", "if c.rank == 0))", "if c.rank is not None))"),
     ("labels of a pair swapped", "", "label=c.rank == 0", "label=c.rank == 1"),
     ("first text token scored", "def _score_all", "np.ones(len(ids) - 1", "np.zeros(len(ids) - 1"),
-    ("held-out rows trained on", "", "train, heldout = split(train,", "_, heldout = split(train,"),
+    ("held-out rows trained on", "", "train, heldout = (train.pick(side)", "_, heldout = (train.pick(side)"),
     ("index repeats in held-out rows", "", "_trees(settings.eval_path, len(train)", "_trees(settings.eval_path, 0"),
 )
 TRUNCATE: tuple[Line, ...] = (
@@ -330,7 +330,7 @@ TRUNCATE: tuple[Line, ...] = (
 SPLIT: tuple[Line, ...] = (
     ("groups ignored", "def group_key", "prompt_key(item) if item.group is None else", "prompt_key(item) if True else"),
     ("seed ignored", "", "salt = str(seed).encode()", "salt = b''"),
-    ("sides swapped", "", "sides[group_key(item) in held]", "sides[group_key(item) not in held]"),
+    ("sides swapped", "", "found[key in held]", "found[key not in held]"),
 )
 FORMATS: tuple[Line, ...] = (
     ("chosen and rejected swapped", "", "content=chosen, rank=0, score=scores[0]), Completion(content=rejected, rank=1", "content=chosen, rank=1, score=scores[0]), Completion(content=rejected, rank=0"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefopt.errors import ModelError
+from prefopt.errors import DataError, ModelError
 from prefopt.types import IntArray
 
 if TYPE_CHECKING:
@@ -36,13 +36,22 @@ class Tokens:
         self._pads = both != newline + bare  # puts a space before each text it is given (SentencePiece models)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text by itself; control tokens in it are read as such."""
+        """Ids of each text by itself; control tokens in it are read as such.
+
+        Raises:
+            DataError: a text that cannot be encoded.
+        """
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return [[int(i) for i in ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         backend.no_padding()  # left over from the tokenizer's last call, which sets both anew each time
         backend.no_truncation()
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        try:
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except TypeError as error:
+            if not any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+                raise
+            raise DataError("a text holds a lone surrogate, which is no character", fix="mend the \\u escape it came from") from error
 
     def follow(self, texts: Sequence[tuple[str, str]]) -> list[IntArray]:
         """Ids of each second text as it stands after the first, never merged with it.

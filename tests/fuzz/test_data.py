@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefopt.data.check import check
@@ -17,8 +15,8 @@ from prefopt.data.preflight import Preflight
 from prefopt.data.read import read
 from prefopt.data.schema import Row, transcript
 from prefopt.data.split import group_key
-from prefopt.errors import PrefoptError
 from prefopt.types import Example
+from tests.fuzz.effort import FUZZ, short_errors
 
 KEYS = sorted(
     {name for layout in LAYOUTS for name in (*layout.needs, *layout.reads)}
@@ -37,7 +35,6 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=3), inner, max_size=5),
     max_leaves=12,
 )
-QUICK = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @st.composite
@@ -48,18 +45,7 @@ def fields(draw: Any) -> tuple[Any, dict[str, Any]]:
     return layout, {name: draw(JSON) for name in names}
 
 
-@contextmanager
-def short_errors(start: str = "") -> Iterator[None]:
-    """Let a PrefoptError pass that a user can read; anything else escapes."""
-    try:
-        yield
-    except PrefoptError as error:
-        said = str(error)
-        if not said.startswith(start) or said.count("\n") > 2 or len(said) > 2000:
-            raise AssertionError(said) from error
-
-
-@QUICK
+@FUZZ
 @given(fields(), st.booleans())
 def test_any_values_give_an_example_or_a_short_error(drawn: tuple[Any, dict[str, Any]], hh: bool) -> None:
     layout, values = drawn
@@ -70,7 +56,7 @@ def test_any_values_give_an_example_or_a_short_error(drawn: tuple[Any, dict[str,
         group_key(example)
 
 
-@QUICK
+@FUZZ
 @given(st.lists(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=5) | JSON, min_size=1, max_size=4), st.booleans())
 def test_any_rows_in_a_file(tmp_path: Path, rows: list[Any], array: bool) -> None:
     path = tmp_path / "d.json"
@@ -80,7 +66,7 @@ def test_any_rows_in_a_file(tmp_path: Path, rows: list[Any], array: bool) -> Non
     check(str(path)).table()
 
 
-@QUICK
+@FUZZ
 @given(
     st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
     st.sampled_from(["d.jsonl", "d.json", "d.csv", "d.jsonl.gz", "d.parquet"]),
@@ -91,6 +77,7 @@ def test_any_bytes_in_a_file(tmp_path: Path, content: bytes, name: str) -> None:
         list(read(str(tmp_path / name)))
 
 
+@FUZZ
 @given(st.lists(st.sampled_from(["a", " ", "\n", "Human:", "\n\nHuman:", "\n\nAssistant:"]), max_size=12))
 def test_transcripts_alternate(parts: list[str]) -> None:
     roles = [turn.role for turn in transcript("Human:" + "".join(parts))]
