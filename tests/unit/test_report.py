@@ -267,7 +267,7 @@ def test_lineage_arcs_run_from_what_is_read_to_the_reader(full: Path) -> None:
 def test_samples_show_the_worst_first_and_the_best_first(full: Path) -> None:
     stage = folder.read(full).last("evaluation")
     assert stage is not None
-    found = samples.gallery(evidence.evidence(stage))
+    (found,) = samples.galleries(evidence.evidence(stage))
     changes = {group.title: [float(s.change.replace("−", "-")) for s in group.samples] for group in found.groups}
     golds = [row["gold"]["dpo"] - row["gold"]["sft"] for row in stage.samples]
     assert changes["Where it got worse"][0] == pytest.approx(min(golds))

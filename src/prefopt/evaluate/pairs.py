@@ -141,7 +141,7 @@ def calibration(bench: Bench, found: Measured) -> tuple[list[Figure], dict[str, 
     bins = reliability_curve(probs[: len(margins)], labels[: len(margins)], BINS, kind="confidence", binning="mass")
     sure = [(b.mean_prob, *b.frequency[:3], b.n) for b in bins]
     notes = {"calibration": [dict(zip(("confidence", "accuracy", "low", "high", "n"), point, strict=True)) for point in sure]}
-    return figures, {**notes, "temperature": fit_temperature(both, labels)}
+    return figures, {**notes, "calibration_temperature": fit_temperature(both, labels)}
 
 
 def length_bias(bench: Bench, found: Measured) -> list[Figure]:

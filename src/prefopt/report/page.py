@@ -72,7 +72,7 @@ def _evaluation(found: evidence.Evidence) -> dict[str, Any]:
         "table": evidence.table(found),
         "calibration": scatter.calibration(found),
         "extras": evidence.extras(found),
-        "gallery": samples.gallery(found),
+        "galleries": samples.galleries(found),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from prefopt.report.charts import DotPlot, DotRow, Panel
 from prefopt.report.folder import Run, read
 from prefopt.report.page import environment
 
-SHOWN = ("Gold reward", "Gold win rate", "Accuracy on held-out pairs")
+SHOWN = ("Gold reward", "Gold win rate", "Win rate", "Accuracy on held-out pairs")
 """The plots whose first line is worth a block, at most two of them."""
 CURVES = ("Log-probs of answers", "Margin", "Accuracy", "Loss")
 """Which chart of the last training stage is shown: the first of these it has."""
@@ -42,11 +43,17 @@ def render(run: Run) -> str:
     stage = run.last("evaluation")
     found = evidence.evidence(stage) if stage else None
     plots = evidence.plots(found) if found else []
-    blocks = [Block(plot, plot.rows[0]) for plot in plots if plot.title in SHOWN][:2]
+    blocks = [Block(plot, _first(plot)) for plot in plots if plot.title in SHOWN][:2]
     curve = _curve(run)
     if not blocks and curve is None:
         raise DataError("holds neither an evaluation nor training metrics to draw", where=str(run.folder))
     return environment().get_template("picture.svg.j2").render(blocks=blocks, curve=curve, found=found)
+
+
+def _first(plot: DotPlot) -> DotRow:
+    """The plot's first line; of a win rate the model's own dot alone."""
+    row = plot.rows[0]
+    return replace(row, dots=row.dots[-1:]) if plot.title.lower().endswith("win rate") else row
 
 
 def _curve(run: Run) -> tuple[str, Panel] | None:

@@ -52,11 +52,19 @@ class Gallery(NamedTuple):
     winners: Mapping[str, str]
     groups: tuple[Group, ...]
     total: int
+    kind: str
 
 
-def gallery(found: Evidence) -> Gallery:
-    """Samples of an evaluation, sorted by how much the reward changed."""
+def galleries(found: Evidence) -> list[Gallery]:
+    """Samples of an evaluation: answers of its models, and pairs of the data, apart."""
     rows = [row for row in found.stage.samples if isinstance(row.get("answers"), dict) and row["answers"]]
+    pairs = [row for row in rows if "chosen" in row["answers"]]
+    answers = [row for row in rows if "chosen" not in row["answers"]]
+    return [gallery(found, kind) for kind in (answers, pairs) if kind]
+
+
+def gallery(found: Evidence, rows: Sequence[Json]) -> Gallery:
+    """Samples of one kind, sorted by how much the reward changed."""
     slices = tuple(dict.fromkeys(_slice(row) for row in rows))[:MOST_SLICES]
     changes = [_change(row, found) for row in rows]
     known = [i for i, change in enumerate(changes) if change is not None]
@@ -68,11 +76,12 @@ def gallery(found: Evidence) -> Gallery:
     def show(order: Sequence[int]) -> tuple[Sample, ...]:
         return tuple(_sample(rows[i], changes[i], slices, found) for i in order)
 
-    words = _WORDS["pairs" if any("chosen" in row["answers"] for row in rows) else "answers"]
+    kind = "pairs" if rows and "chosen" in rows[0]["answers"] else "answers"
+    words = _WORDS[kind]
     groups = [Group(*words[k], show(order), k) for k, order in zip(("worse", "better", "plain"), (*picked, plain), strict=True)]
     outcomes = {"worse": bool(worse), "better": bool(better), "same": len(known) > len(worse) + len(better)}
-    winners = _winners(found, outcomes, pairs=words is _WORDS["pairs"])
-    return Gallery(slices, winners, tuple(group for group in groups if group.samples), len(rows))
+    winners = _winners(found, outcomes, pairs=kind == "pairs")
+    return Gallery(slices, winners, tuple(group for group in groups if group.samples), len(rows), kind)
 
 
 def _winners(found: Evidence, outcomes: Mapping[str, bool], *, pairs: bool) -> dict[str, str]:

@@ -69,7 +69,7 @@ def scatter(
     *,
     diagonal: bool = False,
 ) -> Scatter:
-    """Lay out points; a diagonal runs from the low to the high end of both axes."""
+    """Lay out points; a diagonal is where both figures are equal."""
     across, up = axes
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -84,7 +84,8 @@ def scatter(
         for i, (p, place) in enumerate(placed)
     )
     line = " ".join(f"{x:g},{y:g}" for _, (x, y) in placed)
-    guide = f"M{LEFT} {BOTTOM}L{RIGHT} {TOP}" if diagonal else ""
+    ends = [at(level, level) for level in (max(across.low, up.low), min(across.high, up.high))]
+    guide = "M" + "L".join(f"{x:g} {y:g}" for x, y in ends) if diagonal else ""
     return Scatter(
         title,
         "",
@@ -149,7 +150,8 @@ def calibration(found: Evidence) -> Scatter | None:
         for b in bins
     ]
     axis = Range(min(0.5, *(b["confidence"] for b in bins)), 1.0)
-    return scatter("Calibration", _CALIBRATION, points, (axis, Range(axis.low if axis.low < 0.5 else 0.0, 1.0)), ("confidence", "right"))
+    lowest = min(0.5, *(b["low"] for b in bins))
+    return scatter("Calibration", _CALIBRATION, points, (axis, Range(lowest, 1.0)), ("confidence", "share right"), diagonal=True)
 
 
 def _is_bin(value: Any) -> bool:

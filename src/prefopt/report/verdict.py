@@ -42,9 +42,9 @@ def verdict(run: Run, evaluations: Sequence[Evidence]) -> Verdict:
 
 def _of(found: Evidence) -> Verdict:
     """What one evaluation shows."""
-    if found.get("accuracy"):
-        return _pairs(found)
-    return _compared(found) if found.gain("gold") or found.get("win_rate") else _alone(found)
+    if found.gain("gold") or found.get("win_rate"):
+        return _compared(found)
+    return _pairs(found) if found.get("accuracy") else _alone(found)
 
 
 def _unevaluated(run: Run) -> Verdict:
