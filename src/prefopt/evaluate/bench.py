@@ -152,13 +152,15 @@ class Bench:
         Raises:
             DataError: there are such rows, and `seen` is "error".
         """
+        notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
+        notes |= {"training_unknown": "; ".join(self.training.unknown)} if self.training.unknown else {}
+        if not self.training.files:
+            return notes
         rows = self.rows
         if self.data.eval_path is not None or self.data.eval_fraction:  # the rest is left to the training stage
             held = {tree.where for tree in self.trees}
             rows = [row for row in rows if row.where in held]
         self.rows = rows
-        notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
-        notes |= {"training_unknown": "; ".join(self.training.unknown)} if self.training.unknown else {}
         found = guard.seen(rows, self.training.rows())
         if not found:
             return notes
