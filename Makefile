@@ -48,6 +48,11 @@ docs: $(READY) $(DOCS)
 	$(BIN)/python docs/make_methods.py
 	.venv-docs/bin/zensical build --clean --strict
 
+.PHONY: lessons
+# run every lesson and write its page again
+lessons: $(READY)
+	$(BIN)/python docs/make_lessons.py
+
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt

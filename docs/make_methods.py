@@ -154,7 +154,7 @@ def facts(method: Method) -> list[str]:
     told, pitfalls = paragraphs(method)
     lines = ["## Formula", ""]
     formula, source = cited(told[0]) if told else ("", "")
-    lines += fenced([formula]) if formula else []
+    lines += fenced([formula], "{ .text .wrap }") if formula else []
     lines += [line for text in (source, *told[1:]) for line in (marked(" ".join(text.split())), "")]
     if pitfalls:
         lines += ["## Beware", "", *(marked(text[0].upper() + text[1:]) for text in pitfalls), ""]
