@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import DataError, OptionError, did_you_mean
-from prefopt.evaluate import capability, pairs, preference, rewardbench, robustness, safety, shift, truth
+from prefopt.evaluate import capability, formats, pairs, preference, rewardbench, robustness, safety, shift, truth
 from prefopt.evaluate.bench import Bench, Findings
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import write, write_jsonl
@@ -61,6 +61,9 @@ def run(names: str | Sequence[str], bench: Bench) -> str:
     count, notes = max((f.n for f in figures if f.model == bench.model.name), default=0), {"suites": list(found), **notes}
     write(bench.out, **told, n=count, figures=figures, notes=notes)
     write_jsonl(bench.out / "samples.jsonl", samples)
+    answered = [row for row in samples if bench.model.name in row["answers"]]
+    names = (bench.model.name, str(told["baseline"] or ""), bench.model.path, str(notes.get("judge", "")))
+    formats.write(bench.formats, formats.Told(*names, figures, answered), bench.out)
     return "; ".join(findings.told for findings in found.values() if findings.told)
 
 

@@ -115,6 +115,7 @@ class ScoreOptions:
     """How a process reward model makes one score of the steps; what its training set when not given."""
 
 
+FormatName = Literal["alpaca_eval", "inspect", "lm_eval"]
 SuiteName = Literal["default", "world", "truth", "preference", "shift", "safety", "robustness", "capability", "pairs", "rewardbench"]
 
 
@@ -131,6 +132,8 @@ class EvaluateOptions:
     """What happens to rows that the models were trained on: an error that names them, left out, or kept."""
     harm: Literal["auto", "harmful", "harmless"] = "auto"
     """What requests are that do not say whether they ask for harm, for safety; auto leaves them out."""
+    formats: list[FormatName] = field(default_factory=list)
+    """Other tools' files to write beside evaluation.json."""
     beta: Positive = 1.0
     """Of a policy's implicit reward, where pairs asks how sure it is: the beta it was trained with."""
     seed: Count = 0

@@ -232,6 +232,7 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         seen=options.seen,
         harm=options.harm,
         beta=options.beta,
+        formats=options.formats,
     )
     facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256}
     return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))
