@@ -98,6 +98,14 @@ def test_few_rows_and_perfect_rows_leave_the_temperature_alone(tmp_path: Path) -
     assert rows(tmp_path)["accuracy"]["value"] == 1.0
 
 
+def test_rows_that_are_all_ties_measure_nothing(tmp_path: Path) -> None:
+    table, trees = pairs(4, scale=1.0)
+    ties = [replace(tree, branches=tuple(replace(b, rank=0) for b in tree.branches)) for tree in trees]
+    found = examine(Scores(table), ties, "pair", seed=0, out=tmp_path)  # type: ignore[arg-type]
+    assert found.figures == []
+    assert "prefer nothing" in found.lines[0]
+
+
 def test_members_are_normalised_on_the_fitting_half() -> None:
     table, trees = pairs(800, scale=1.0)
     two = np.stack([table, 50 * table + 7], axis=1)

@@ -88,6 +88,8 @@ def examine(model: RewardModel, trees: Sequence[TokenTree], unit: Unit, *, seed:
     halves = split(trees, 0.5, seed) if len({group_key(tree) for tree in trees}) > 1 else (list(trees), [])
     reading = fitted(model, halves[0], unit)
     found = judgements(model, trees, unit, reading)
+    if not len(found.logits):
+        return Examined(reading, [], [f"  the {len(trees)} held-out rows prefer nothing, so accuracy and calibration are not known"])
     figures, notes = [], {"reads": "reward", "unit": unit, "temperature": reading.temperature, "fitted_on": reading.fitted_on}
     for part, mask in slices(found.slices):
         figures += _right(found, mask, part, unit, model)
