@@ -171,7 +171,7 @@ class RolloutSettings:
     seed: Count = 0
 
 
-Verifier = Literal["math", "code", "gold", "arithmetic"]
+Verifier = Literal["math", "ifeval", "code", "gold", "arithmetic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class RewardSettings:
     url: str | None = None
     """An HTTP endpoint that is sent {"prompts": [...], "completions": [...], "rows": [...]} and answers {"rewards": [...]}."""
     verifier: Verifier | list[Verifier] | None = None
-    """math: the final answer; code: the row's tests, in a sandbox; gold, arithmetic: the synthetic world's truth."""
+    """math: the final answer; ifeval: the instructions; code: the tests, in a sandbox; gold, arithmetic: the synthetic world's truth."""
     answer: str | None = None
     """The column with the right answer for math; when not given final_answer, answer, solution or the row's own completion."""
     weights: dict[str, float] = field(default_factory=dict)

@@ -59,11 +59,13 @@ def _model(path: str) -> Reward:
 def _verifier(name: str, settings: RewardSettings) -> Reward:
     from prefopt.rollout.rewards.world import ARITHMETIC, GOLD
     from prefopt.rollout.verify.code import CodeReward
+    from prefopt.rollout.verify.ifeval import InstructionReward
     from prefopt.rollout.verify.math import MathReward
 
     makers: dict[str, Callable[[], Reward]] = {
         "math": partial(MathReward, settings.answer, timeout=settings.timeout, retries=settings.retries),
         "code": partial(CodeReward, timeout=settings.timeout, retries=settings.retries),
+        "ifeval": InstructionReward,
         "gold": lambda: GOLD,
         "arithmetic": lambda: ARITHMETIC,
     }
