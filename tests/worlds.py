@@ -15,11 +15,12 @@ from prefopt.data.preflight import Preflight
 from prefopt.losses.methods import METHODS
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import LanguageModel, Policy, RewardModel
-from prefopt.settings import TrainSettings
+from prefopt.rollout.rewards import Rolled, Verdict
+from prefopt.settings import RolloutSettings, TrainSettings
 from prefopt.text.chat import Renderer
 from prefopt.training.fit import FitResult, fit
 from prefopt.training.setup import Setup
-from prefopt.types import TokenTree
+from prefopt.types import Example, TokenTree
 from tests.tiny import VOCAB, pair_trees, tiny_model
 
 
@@ -46,6 +47,8 @@ def rows_for(method: str, count: int, *, seed: int = 0, start: int = 0) -> list[
 
 def _shaped(data: str, tree: TokenTree, index: int) -> TokenTree:
     better, worse = tree.branches
+    if data == "prompts":
+        return replace(tree, index=index, branches=(), where=f"rows.jsonl:{index + 1}", example=Example(prompt="asked"))
     branches = {
         "pairs": (better, worse),
         "judgements": (better, replace(worse, rank=int(index % 3 > 0))),
@@ -63,7 +66,28 @@ def run(
     train = changes.pop("train", {})
     settings = TrainSettings(**{"steps": 4, "batch_size": 8, "learning_rate": 1e-3, "seed": 1, **train})
     data = Prepared(rows_for(method, rows), rows_for(method, heldout, seed=9, start=rows), Preflight(None, None))
-    return fit(Setup(method=method, train=settings, **changes), model or language_model(method), data, out=out)
+    if METHODS[method].online:
+        changes = {"rollout": rollout(method), "reward": EvenTokens(), **changes}
+    reward = changes.pop("reward", None)
+    return fit(Setup(method=method, train=settings, **changes), model or language_model(method), data, out=out, reward=reward)
+
+
+def rollout(method: str, **changes: Any) -> RolloutSettings:
+    """As many answers a prompt as the method wants, six tokens at most."""
+    online = METHODS[method].online
+    return RolloutSettings(**{"samples": min(online.samples, 4) if online else 1, "max_new_tokens": 6, **changes})
+
+
+class EvenTokens:
+    """A reward: the share of an answer's tokens whose ids are even."""
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Any row will do."""
+
+    def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+        """All of them."""
+        values = [float((answer.sample.ids % 2 == 0).mean()) for answer in rolled]
+        return [Verdict(value, {"even": value}) for value in values]
 
 
 UNTIMED = ("tokens_per_second", "pairs_per_second")

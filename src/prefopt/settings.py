@@ -205,6 +205,64 @@ class RewardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineSettings:
+    """How rounds of sampled and judged answers become optimizer steps. null is the method's own."""
+
+    prompts: Size | None = None
+    """Prompts of a round; train.batch_size when not given. More of them make several steps of a round."""
+    epochs: Size = 1
+    """Passes over the answers of a round."""
+    dynamic: bool | None = None
+    """Put other prompts in the place of those whose answers all got one reward (DAPO, arXiv 2503.14476, section 3.2)."""
+    draws: Size = 4
+    """How often prompts are drawn for a round at most, where they are replaced."""
+    whiten: bool | None = None
+    """Advantages get mean 0 and variance 1 over the tokens of the round."""
+    reward_at: Literal["token", "answer"] = "token"
+    """Where a KL penalty in the reward stands: at its token, or with the score at the end, the answer being one action."""
+    entropy: AtLeast0 = 0.0
+    """Weight of an entropy bonus in the loss, per token."""
+    importance_cap: Positive | None = None
+    """Weigh each token's loss by pi_trainer / pi_sampler, at most this (truncated importance sampling); not given: no weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLSettings:
+    """How a policy that learns from its own samples is held to the reference. null is the method's own."""
+
+    coefficient: AtLeast0 | None = None
+    """Reward units per nat; where it is controlled, the first one."""
+    place: Literal["reward", "advantage", "loss"] | None = None
+    """Taken from the reward before the baseline, from the advantage after it, or a term of the loss."""
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    """Of a term of the loss; in rewards and advantages it is always k1."""
+    ratio: bool = False
+    """Multiply a term of the loss by the ratio to the policy that sampled: its gradient is then that of KL(pi || ref)."""
+    target: Positive | None = None
+    """An adaptive coefficient that steers to so many nats an answer (arXiv 1909.08593)."""
+    horizon: Size = 10000
+    """Answers over which the adaptive coefficient reacts."""
+    budget: Positive | None = None
+    """Nats an answer that KL(pi || ref) may reach: the coefficient is raised as it comes near, and the run ends if that is not enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticSettings:
+    """The value function of methods that have one (ppo)."""
+
+    path: str | None = None
+    """A model to start from, a reward model for one; the policy itself when not given."""
+    shared: bool = False
+    """A head on the policy's own trunk instead of a second model."""
+    learning_rate: Positive | None = None
+    """Ten times that of the policy when not given."""
+    weight: Positive = 0.5
+    """Weight of its loss; it matters where the trunk is shared."""
+    clip: Positive | None = 0.2
+    """How far a value may move from that of the round's start before its loss is clipped, in reward units; null is no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
     """Who says which of two answers is better."""
 

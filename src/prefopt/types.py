@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -114,6 +115,7 @@ class Branch:
     """The tokens of one completion: `ids` [n] and `scored` [n], the tokens the policy answers for (stop token included).
 
     `step_ends` are the indices into `ids` of the last token of each labelled step, `step_labels` their labels in [0, 1].
+    `signals` are what a round of rollouts found out about each token, by the names of SIGNALS, arrays [n]; empty for rows of a data set.
     """
 
     ids: IntArray
@@ -123,11 +125,20 @@ class Branch:
     label: bool | None = None
     step_ends: tuple[int, ...] = ()
     step_labels: tuple[float, ...] = ()
+    signals: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+SIGNALS = ("sampled", "old_logps", "advantages", "returns", "old_values", "weights")
+"""Numbers of each sampled token: its log-prob by the sampler, and by the trainer when the round began; its advantage; the critic's target
+and its value when the round began; the importance weight of its loss."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTree:
-    """The tokens of one prompt (`prompt` [p], never scored) and its K branches; `index` is the row's place in its data set."""
+    """The tokens of one prompt (`prompt` [p], never scored) and its K branches; `index` is the row's place in its data set.
+
+    Prompts to be answered have no branches, and keep their row in `example` for whoever judges the answers.
+    """
 
     prompt: IntArray
     branches: tuple[Branch, ...]
@@ -136,6 +147,7 @@ class TokenTree:
     where: str = ""
     source: str = ""
     group: str | None = None
+    example: Example | None = None
 
     @property
     def packed_tokens(self) -> int:
@@ -183,6 +195,8 @@ class Batch:
         rank_S, label_S, score_S: what the data says of each sequence (-1, False, nan where nothing).
         step_index_J, step_label_J: index into M of labelled step ends, and their labels.
         index_P: each tree's place in its data set (key of the reference cache).
+        sampled_T, old_logps_T, advantages_T, returns_T, old_values_T, weights_T: SIGNALS of the scored tokens; None where a branch
+            has none.
         spans: the trees' places in the packed row. mask_BC: True on real tokens of the padded layout.
     """
 
@@ -204,6 +218,12 @@ class Batch:
     step_index_J: torch.Tensor
     step_label_J: torch.Tensor
     index_P: torch.Tensor
+    sampled_T: torch.Tensor | None = None
+    old_logps_T: torch.Tensor | None = None
+    advantages_T: torch.Tensor | None = None
+    returns_T: torch.Tensor | None = None
+    old_values_T: torch.Tensor | None = None
+    weights_T: torch.Tensor | None = None
     spans: tuple[TreeSpan, ...] | None = None
     mask_BC: torch.Tensor | None = None
 

@@ -13,7 +13,7 @@ from prefopt.losses.methods import Method
 from prefopt.losses.reduce import count, reduce
 from prefopt.types import Batch
 
-KL, DELTA = 0.3, 0.2
+KL, DELTA, ROOM = 0.3, 0.2, 8.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def rows(count: int = 5, *, seed: int = 0, completions: int = 2) -> list[Row]:
 
 def rows_for(method: Method, count: int = 5, seed: int = 0) -> list[Row]:
     """Rows of the kind the method reads."""
-    made = rows(count, seed=seed, completions={"rankings": 4, "pairs": 2, "judgements": 2}.get(method.data, 1))
+    one = 2 if method.unit == "pair" else 1
+    made = rows(count, seed=seed, completions={"rankings": 4, "pairs": 2, "judgements": 2}.get(method.data, one))
     return [replace(row, tied=method.data == "judgements" and i % 2 == 1) for i, row in enumerate(made)]
 
 
@@ -98,6 +99,9 @@ def view_of(made: Sequence[Row], *, dtype: torch.dtype = torch.float64) -> View:
         step_index_J=torch.arange(len(steps)),
         step_label_J=torch.tensor([label for _, label in steps], dtype=torch.float32),
         index_P=torch.arange(len(made)),
+        sampled_T=per_token("ref"),
+        old_logps_T=per_token("ref"),
+        advantages_T=torch.tensor([s.score for s in flat for _ in s.logps], dtype=dtype),
     )
     return View(
         batch=batch,
@@ -107,6 +111,7 @@ def view_of(made: Sequence[Row], *, dtype: torch.dtype = torch.float64) -> View:
         step_logits_J=torch.tensor([z for z, _ in steps], dtype=dtype, requires_grad=True),
         collision_T=per_token("collision"),
         entropy_T=-per_token("logps").detach(),
+        room=torch.tensor(ROOM, dtype=dtype),
         kl=torch.tensor(KL, dtype=dtype),
         delta=torch.tensor(DELTA, dtype=dtype),
     )

@@ -18,17 +18,23 @@ from tests.methods.cases import DELTA, Row, Sequence_, gradient, leaf, rows, row
 LN2 = math.log(2)
 JUNK = [7.0, math.inf, -math.inf, math.nan]
 PAIRED = [name for name, method in METHODS.items() if method.unit == "pair"]
-REFERENCED = [name for name, method in METHODS.items() if method.needs_reference]
+REFERENCED = [name for name, method in METHODS.items() if any(column.startswith("ref") for column in method.needs)]
 COUPLED = {name for name, method in METHODS.items() if method.coupling == "batch"}
-STOPPED = {"dft", "wpo"}  # a part of the value is not differentiated: gradients are checked against their own formulas
+STOPPED = {"dft", "wpo", "cispo"}  # a part of the value is not differentiated: gradients are checked against their own formulas
 
 OPPOSITE = {"dpo", "cdpo", "robust_dpo", "ipo", "hinge", "exo", "discopop", "odpo", "wpo", "rdpo", "aot", "reward"} | {
     "reward_ties",
     "reward_graded",
+    "online_dpo",
+    "online_ipo",
+    "iterative_dpo",
 }
 """Gradients on chosen and rejected are opposite: functions of the difference alone."""
 
 AT_REFERENCE = {
+    **dict.fromkeys(["online_dpo", "iterative_dpo"], LN2),
+    "online_ipo": 25.0,
+    "xpo": None,  # depends on the likelihood
     **dict.fromkeys(["dpo", "cdpo", "robust_dpo", "ld_dpo", "dpo_norm", "dpop", "chipo", "aot", "aot_unpaired"], LN2),
     "ipo": 25.0,
     "hinge": 1.0,
@@ -83,6 +89,33 @@ def test_single_precision_gives_the_same_gradient(name: str) -> None:
         torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-7)
 
 
+def test_cispo_does_not_differentiate_its_weights() -> None:
+    view = view_of(rows_for(METHODS["cispo"]))
+    batch = view.batch
+    weight = (view.logps_T.detach() - batch.old_logps_T).exp().clamp(0, 1.5)
+    found = gradient(METHODS["cispo"], view, clip_high=0.5)
+    torch.testing.assert_close(found, -weight * batch.advantages_T / len(weight))
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "advantages" in method.needs])
+def test_importance_weights_weigh_the_tokens(name: str) -> None:
+    method, view = METHODS[name], view_of(rows_for(METHODS[name]))
+    doubled = replace(view, batch=replace(view.batch, weights_T=torch.full_like(view.batch.advantages_T, 2.0)))
+    torch.testing.assert_close(gradient(method, doubled), 2 * gradient(method, view))
+    first = torch.where(view.batch.sequence_T == 0, 1.0, 0.0)
+    alone = gradient(method, replace(view, batch=replace(view.batch, weights_T=first)))
+    assert not alone[view.batch.sequence_T > 0].any()
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if "advantages" in method.needs])
+def test_no_advantage_no_gradient(name: str) -> None:
+    method, view = METHODS[name], view_of(rows_for(METHODS[name]))
+    assert not gradient(method, replace(view, batch=replace(view.batch, advantages_T=torch.zeros_like(view.batch.advantages_T)))).any()
+    assert not METHODS[name].metrics(replace(view, batch=replace(view.batch, advantages_T=None))).keys() & {"policy/approxkl"}
+    with pytest.raises(ValueError, match="advantages"):
+        method.terms(replace(view, batch=replace(view.batch, advantages_T=None)))
+
+
 def test_dft_gives_up_on_impossible_tokens() -> None:
     logps = torch.tensor([-math.inf, -200.0, -1.0], requires_grad=True)
     losses.dft(logps).sum().backward()
@@ -135,11 +168,10 @@ def test_what_a_method_does_not_read_cannot_matter(name: str, junk: float) -> No
     method = METHODS[name]
     clean = rows_for(method)
     view, slope = view_of(clean), gradient(method, view_of(clean))
-    unread = {"text": (2,), "demonstrations": (2,), "pairs": (2,), "judgements": (2,), "rankings": (-1,), "labels": (), "steps": ()}[
-        method.data
-    ]
+    worse = dict.fromkeys(["text", "demonstrations", "pairs", "judgements"], (2,))
+    unread = {**worse, "rankings": (-1,), "labels": (), "steps": (), "prompts": () if method.unit == "sequence" else (2,)}[method.data]
     dirty = view_of([with_junk(row, rank, junk) for row in clean for rank in unread] or clean)
-    fields = {"logps_T", "ref_logps_T", "scores_S", "step_logits_J", "entropy_T", "collision_T", "kl", "delta"}
+    fields = {"logps_T", "ref_logps_T", "scores_S", "step_logits_J", "entropy_T", "collision_T", "room", "kl", "delta"}
     for field in fields - fields_read(name):
         dirty = replace(dirty, **{field: torch.full_like(getattr(dirty, field), junk)})
     torch.testing.assert_close(total(method, dirty), total(method, view), rtol=0, atol=0)
@@ -161,7 +193,8 @@ def fields_read(name: str) -> set[str]:
         return {"step_logits_J"} if method.unit == "step" else {"scores_S"}
     return {
         "logps_T",
-        *(["ref_logps_T"] if method.needs_reference else []),
+        *(["ref_logps_T"] if name in REFERENCED else []),
+        *(["room"] if "room" in method.needs else []),
         *(["collision_T"] if method.needs_collision else []),
         *({"mismatched_kl": ["kl"], "reward_shift": ["delta"]}.get(method.coupling, [])),
     }

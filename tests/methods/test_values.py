@@ -103,13 +103,49 @@ PAIRS = {
     "reward_ties": lambda p: -log(rao_kupper(p.rw - p.rl, 1.5)["tie" if p.tied else "win"]),  # theta: (1 + 0.2) / (1 - 0.2)
     "reward_graded": lambda p: -ls(p.rw - p.rl - p.margin),
 }
+EXTRA_PAIRS = {
+    "online_dpo": PAIRS["dpo"],
+    "iterative_dpo": PAIRS["dpo"],
+    "online_ipo": PAIRS["ipo"],
+    "xpo": lambda p: -ls(0.1 * p.D) + 1e-5 * (p.Ll if p.w.label else p.Lw),  # the one the policy did not sample
+}
+PAIRS |= EXTRA_PAIRS
 SEQUENCES = {
     "orm": lambda s: -ls(s.score) if s.label else -ls(-s.score),
     "kto": lambda s: 1 - sig(0.1 * (ratio(s) - KL)) if s.label else 1 - sig(0.1 * (KL - ratio(s))),
     "bco": lambda s: -ls(0.1 * ratio(s) - DELTA) if s.label else -ls(DELTA - 0.1 * ratio(s)),
     "apo_zero_unpaired": lambda s: 1 - sig(0.1 * ratio(s)) if s.label else sig(0.1 * ratio(s)),
 }
-TOKENS = {"pretrain": lambda x: -x, "sft": lambda x: -x, "dft": lambda x: -exp(x) * x}
+TOKENS = {"dft": lambda x: -exp(x) * x}
+TOKENS |= dict.fromkeys(["pretrain", "sft", "best_of_n", "rejection_sampling", "star"], lambda x: -x)
+
+
+def clipped(ratio: float, a: float, high: float = 0.2, low: float = 0.2) -> float:
+    return -min(ratio * a, min(max(ratio, 1 - low), 1 + high) * a)
+
+
+def ratios(s: Sequence_) -> list[float]:
+    return [exp(new - old) for new, old in zip(s.logps, s.ref, strict=True)]
+
+
+def surrogates(s: Sequence_, **bounds: float) -> list[float]:
+    return [clipped(ratio, s.score, **bounds) for ratio in ratios(s)]
+
+
+OWN_TOKENS = {
+    "reinforce_pp": surrogates,
+    "reinforce_pp_baseline": surrogates,
+    "ppo": surrogates,
+    "dapo": lambda s: surrogates(s, high=0.28),
+    "cispo": lambda s: [-min(ratio, 5) * s.score * x for ratio, x in zip(ratios(s), s.logps, strict=True)],
+}
+SEQUENCES |= {
+    **dict.fromkeys(["reinforce", "remax", "rloo"], lambda s: -s.score * sum(s.logps)),
+    "grpo": lambda s: sum(surrogates(s)) / len(s.logps),
+    "dr_grpo": lambda s: sum(surrogates(s)) / 8,
+    "gspo": lambda s: clipped(math.prod(ratios(s)) ** (1 / len(s.logps)), s.score, high=4e-4, low=3e-4),
+}
+"""Of the policy's own samples: the old log-probs stand where others have the reference's, the advantage where they have a score."""
 
 
 def ranking(scores: list[float]) -> float:
@@ -147,8 +183,8 @@ def by_hand(name: str, made: list[Row]) -> list[float]:
         return [PAIRS[name](Pair(row)) for row in made]
     if name in SEQUENCES:
         return [SEQUENCES[name](s) for s in flat]
-    if name in TOKENS:
-        return [TOKENS[name](x) for s in flat for x in s.logps]
+    if name in {**OWN_TOKENS, **TOKENS}:
+        return [x for s in flat for x in (OWN_TOKENS[name](s) if name in OWN_TOKENS else map(TOKENS[name], s.logps))]
     if name in LISTS:
         return [LISTS[name](row) for row in made]
     if name == "prm":

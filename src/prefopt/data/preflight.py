@@ -23,8 +23,8 @@ from prefopt.types import Example, Stat, Text, TokenTree
 
 EMPTY, IDENTICAL, TIE = "empty completion", "identical completions", "tie, no preference"
 TOO_LONG, IDENTICAL_CUT = "longer than max_length", "identical after truncation"
-UNSCORED, UNLABELLED = "nothing to score", "no labelled step"
-MENDABLE = (EMPTY, IDENTICAL, UNSCORED, UNLABELLED)
+UNSCORED, UNLABELLED, NO_PROMPT = "nothing to score", "no labelled step", "empty prompt, nothing to answer"
+MENDABLE = (EMPTY, IDENTICAL, UNSCORED, UNLABELLED, NO_PROMPT)
 """Reasons that data.max_dropped bounds. Length has a bound of its own, and a tie is sound data that a pairwise method cannot use."""
 
 PROMPT_CUT, COMPLETION_CUT, LOST_EOS = "prompt cut on the left", "completion cut on the right", "completions without their stop token"
@@ -41,9 +41,11 @@ FITS: Mapping[str, tuple[str, ...]] = {
     "rankings": ("pairs", "rankings"),
     "labels": ("labels", "pairs"),
     "steps": ("steps",),
+    "prompts": ("prompts", "demonstrations", "pairs", "rankings", "labels", "steps"),
 }
 """Which kinds of rows a method can read, by what it learns from (`Method.data`). Supervised methods read the best answers of a
-preference, unpaired ones read a pair as one thumb up and one down, and pretraining scores every token of prompt and answer."""
+preference, unpaired ones read a pair as one thumb up and one down, pretraining scores every token of prompt and answer, and methods
+that sample their own answers read the prompts alone."""
 
 
 class Tokenizer(Protocol):
@@ -194,7 +196,7 @@ class Preflight:
         if self.renderer is None:
             return
         bos = self.renderer.tokenizer.bos_token_id
-        head = tree.prompt if len(tree.prompt) > 1 else np.concatenate([tree.prompt, tree.branches[0].ids])
+        head = tree.prompt if len(tree.prompt) > 1 or not tree.branches else np.concatenate([tree.prompt, tree.branches[0].ids])
         self.note(DOUBLED_BOS, tree.where, int(bos is not None and list(head[:2]) == [bos, bos]))
         stops = self.renderer.stop_ids
         if not ends:

@@ -28,6 +28,8 @@ class View:
             a column for each: [S, E], [J, E].
         learns_SE: which outputs learn from each sequence, bool; None for all.
         entropy_T: entropy of the policy's next-token distribution, nats. collision_T: log Σ_V p², nats (WPO).
+        values_T: the critic's value of the state each scored token was chosen in, reward units.
+        room: tokens an answer may have.
         kl: KTO's reference point before clamping, a scalar of the whole step. delta: BCO's reward shift, likewise.
     """
 
@@ -39,6 +41,8 @@ class View:
     learns_SE: Tensor | None = None
     entropy_T: Tensor | None = None
     collision_T: Tensor | None = None
+    values_T: Tensor | None = None
+    room: Tensor | None = None
     kl: Tensor | None = None
     delta: Tensor | None = None
 
@@ -103,6 +107,20 @@ def _weight(side: str) -> Column:
     return column
 
 
+def _signal(view: View, name: str, otherwise: Tensor | None = None) -> Tensor:
+    """A signal of the tokens likelihood terms learn; `otherwise` where the round did not need to measure it."""
+    value: Tensor | None = getattr(view.batch, name)
+    if value is None and otherwise is None:
+        raise ValueError(f"this method reads Batch.{name}, which only rollouts have")
+    return wide(otherwise if value is None else value)[best_T(view.batch)]  # type: ignore[arg-type] # one of them is there
+
+
+def _explored(view: View) -> Tensor:
+    """[N] summed log-probs of that answer of each pair which the reference sampled: the one whose label is False."""
+    chosen, rejected = COLUMNS["chosen"](view), COLUMNS["rejected"](view)
+    return torch.where(view.batch.label_S[view.batch.chosen_N], rejected, chosen)
+
+
 def _ranked(values: Column) -> Column:
     """[N, K] values of each ranked prompt's sequences, best first, -inf where a list is shorter."""
 
@@ -141,6 +159,12 @@ COLUMNS: dict[str, Column] = {
     "logps": lambda view: _given(view, "logps_T")[best_T(view.batch)],
     "ref_logps": lambda view: _given(view, "ref_logps_T")[best_T(view.batch)],
     "sequence": lambda view: view.batch.sequence_T[best_T(view.batch)],
+    # tokens [T] of the policy's own samples
+    "old_logps": lambda view: _signal(view, "old_logps_T", _given(view, "logps_T").detach()),
+    "advantages": lambda view: _signal(view, "advantages_T"),
+    "sampled": lambda view: _signal(view, "sampled_T"),
+    "room": lambda view: _given(view, "room"),
+    "explored": _explored,
     # lists [N, K]
     "scores_NK": _ranked(lambda view: _given(view, "scores_S")),
     "logps_NK": _ranked(_totals("logps_T", "")),
@@ -187,6 +211,7 @@ def probe(reference: bool = True, *, steps: bool | None = None) -> View:
         step_index_J=two + 1,
         step_label_J=torch.ones(2),
         index_P=one,
+        advantages_T=torch.zeros(2),
     )
     flat, scalar = torch.full((2,), -1.0), torch.zeros(())
     return View(
@@ -197,6 +222,7 @@ def probe(reference: bool = True, *, steps: bool | None = None) -> View:
         step_logits_J=None if steps is False else flat,
         entropy_T=-flat,
         collision_T=flat,
+        room=scalar + 1,
         kl=scalar,
         delta=scalar,
     )

@@ -8,7 +8,7 @@ import json
 from prefopt.errors import OptionError, did_you_mean
 from prefopt.losses.columns import probe
 from prefopt.losses.methods import METHODS, Method
-from prefopt.losses.metrics import UNITS_OF_METRICS
+from prefopt.losses.metrics import METRICS_OF_ROUNDS, UNITS_OF_METRICS
 
 DATA = {
     "text": "plain text (rows with `text`)",
@@ -17,6 +17,7 @@ DATA = {
     "judgements": "preference pairs and ties (`prompt` + `response_a` + `response_b` + `label` a, b or tie; rankings give them too)",
     "labels": "thumbs up and down (`prompt` + `completion` + `label`)",
     "rankings": "rankings (`prompt` + `completions` + `scores` or `ranks`)",
+    "prompts": "prompts, whose answers it samples itself, and a `reward` section that rates them",
     "steps": "answers with labelled steps (`prompt` + `completions` + `labels`)",
 }
 
@@ -76,7 +77,8 @@ def _lines(name: str, method: Method) -> list[str]:
 
 def logged(method: Method) -> list[tuple[str, str]]:
     """Every metric a method logs, and what it is."""
-    return [(key, UNITS_OF_METRICS[key]) for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))]
+    found = [(key, UNITS_OF_METRICS[key]) for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))]
+    return found + (list(METRICS_OF_ROUNDS.items()) if method.online else [])
 
 
 def plain(value: object) -> str:
@@ -85,5 +87,6 @@ def plain(value: object) -> str:
 
 
 def prose(method: Method) -> str:
-    """The loss's docstring without its doctest."""
-    return (inspect.getdoc(method.loss) or "").partition("\n>>>")[0].rstrip()
+    """The loss's docstring without its doctest, and that of what makes its advantages or ranks."""
+    told = [method.loss, *([method.online.make] if method.online else [])]
+    return "\n\n".join((inspect.getdoc(function) or "").partition("\n>>>")[0].rstrip() for function in told)

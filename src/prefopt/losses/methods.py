@@ -17,15 +17,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from torch import Tensor
 
 from prefopt.errors import OptionError, did_you_mean
-from prefopt.losses import listwise, metrics, outputs, pairwise, reward, supervised, unpaired
+from prefopt.losses import advantages, listwise, metrics, outputs, pairwise, policy, reward, supervised, unpaired
 from prefopt.losses.columns import COLUMNS, View, probe
 from prefopt.losses.numeric import require
-from prefopt.losses.ragged import segment_mean
+from prefopt.losses.online import Online
+from prefopt.losses.ragged import segment_mean, segment_sum
 from prefopt.losses.reduce import Term
 from prefopt.types import Stat
 
 Unit = Literal["token", "sequence", "pair", "list", "step"]
-Data = Literal["text", "demonstrations", "pairs", "judgements", "labels", "rankings", "steps"]
+Data = Literal["text", "demonstrations", "pairs", "judgements", "labels", "rankings", "steps", "prompts"]
 Coupling = Literal["", "mismatched_kl", "reward_shift", "batch"]
 
 
@@ -45,6 +46,9 @@ class Method:
         coupling: what the loop computes over the whole optimizer step before the loss: "mismatched_kl" (View.kl), "reward_shift"
             (View.delta), "batch" (all pairs in one call).
         per_token: rewards of the metrics are per token, as the loss's are.
+        online: how it learns from its own samples; None for a method that learns from a data set.
+        within: how a loss of tokens is gathered to one of sequences.
+        defaults: the row's own defaults of options.
         about: one line, where the loss's own says too little.
     """
 
@@ -58,6 +62,9 @@ class Method:
     plus: Mapping[str, float] = field(default_factory=dict)
     coupling: Coupling = ""
     per_token: bool = False
+    online: Online | None = None
+    within: Literal["mean", "sum"] = "mean"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
 
     @cached_property
@@ -68,9 +75,19 @@ class Method:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """Option -> default: the keyword-only arguments that no column fills."""
+        """Option -> default: the keyword-only arguments that no column fills, and those that make advantages of rewards."""
+        return {**self._loss_options, **(self.online.options if self.online else {}), **self.defaults}
+
+    @cached_property
+    def _loss_options(self) -> dict[str, Any]:
         parameters = inspect.signature(self.loss).parameters.values()
         return {p.name: p.default for p in parameters if p.name not in self.arguments}
+
+    @cached_property
+    def hints(self) -> dict[str, Any]:
+        """Option -> type."""
+        every = {**get_type_hints(self.loss), **(get_type_hints(self.online.make) if self.online else {})}
+        return {name: every[name] for name in self.options}
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -85,7 +102,7 @@ class Method:
     @property
     def needs_reference(self) -> bool:
         """Whether log-probs of a reference policy are read."""
-        return any(column.startswith("ref") for column in self.needs)
+        return any(column.startswith("ref") for column in self.needs) or bool(self.online and self.online.kl)
 
     @property
     def needs_collision(self) -> bool:
@@ -131,10 +148,19 @@ class Method:
 
     def _values(self, view: View, options: Mapping[str, Any]) -> Tensor:
         """The loss of a view, unreduced."""
-        values = self.loss(**{name: COLUMNS[column](view) for name, column in self.arguments.items()}, **options)
-        if self.unit == "sequence" and "logps" in self.arguments.values():
-            return segment_mean(values, COLUMNS["sequence"](view), view.batch.sequences)
-        return values
+        columns = {name: COLUMNS[column](view) for name, column in self.arguments.items()}
+        return self.gathered(self.loss(**columns, **{name: options[name] for name in self._loss_options}), view)
+
+    def gathered(self, values: Tensor, view: View) -> Tensor:
+        """A loss of tokens [T] in the row's unit, importance weights applied; any other loss as it is."""
+        if "logps" not in self.arguments.values():
+            return values
+        if view.batch.weights_T is not None:
+            values = values * view.batch.weights_T
+        if self.unit != "sequence":
+            return values
+        gather = segment_mean if self.within == "mean" else segment_sum
+        return gather(values, COLUMNS["sequence"](view), view.batch.sequences)
 
     def metrics(self, view: View, options: Mapping[str, Any] | None = None) -> dict[str, Stat]:
         """What to log of a batch, as sums and counts; `metrics.UNITS_OF_METRICS` says what each is."""
@@ -142,7 +168,8 @@ class Method:
         if self.reads == "scores":
             return metrics.of_scores(view)
         per_token = self.per_token or bool(options.get("length_normalized") and self.needs_reference)
-        return metrics.of_logps(view, self.data, beta=float(options.get("beta", 1.0)), per_token=per_token)
+        found = metrics.of_logps(view, self.data, beta=float(options.get("beta", 1.0)), per_token=per_token)
+        return found | metrics.of_samples(view, options, by_sequence="sequence" in self.needs) if self.online else found
 
     def check_options(self, options: Mapping[str, Any], mix: Mapping[str, float] | None = None) -> None:
         """Refuse options the method does not read, of a wrong type or outside their domain, and rows that cannot be mixed in.
@@ -150,15 +177,16 @@ class Method:
         Raises:
             OptionError: says which option, what is wrong and what is allowed.
         """
-        hints = get_type_hints(self.loss)
         for name, value in options.items():
             if name not in self.options:
                 raise OptionError(f"this method reads no option '{name}'", fix=did_you_mean(name, self.options))
-            check_type(name, value, hints[name])
+            check_type(name, value, self.hints[name])
         require(options.get("beta", 1) > 0, "beta", options.get("beta"), "a positive number")
         for name, weight in (mix or {}).items():
             self._check_mix(name, weight)
         self.terms(probe(), options)
+        if self.online:
+            self.online.check(options)
 
     def _check_mix(self, name: str, weight: float) -> None:
         """Refuse a row that is unknown, reads other data, or couples the batch."""
@@ -195,6 +223,22 @@ def check_type(name: str, value: object, hint: Any) -> None:
 
 LENGTHS = {"chosen_len": "chosen_len", "rejected_len": "rejected_len"}
 STEPS = {"logits": "step_logits", "labels": "step_labels"}
+
+RUNNING = Online(advantages.running_baseline, ("advantages", "baseline"), samples=1, kl=0.05)
+TO_GO = Online(advantages.reward_to_go, samples=1, kl=0.01)
+WHITENED = Online(advantages.group_whitened, kl=0.01, place="loss", estimator="k2")
+GREEDY = Online(advantages.against_greedy, samples=1, kl=0.05)
+OTHERS = Online(advantages.leave_one_out, samples=4, kl=0.05)
+CRITIC = Online(advantages.gae, ("advantages", "returns"), samples=1, kl=0.05, whiten=True)
+GROUP = Online(advantages.group_advantages)
+PENALISED = replace(GROUP, kl=0.04, place="loss", estimator="k3")
+CONTRAST = replace(GROUP, dynamic=True)
+PAIRS = Online(advantages.ranks, ("rank",), samples=2)
+EXPLORING = replace(PAIRS, explores=True)
+ROUNDS = replace(PAIRS, samples=8, anew="reference")
+BEST = Online(advantages.best_of_group, ("keep",))
+ACCEPTED = Online(advantages.accepted, ("keep",))
+ANEW = replace(ACCEPTED, anew="policy")
 
 METHODS: dict[str, Method] = {
     # demonstrations
@@ -243,4 +287,25 @@ METHODS: dict[str, Method] = {
     "reward_ranking": Method(listwise.plackett_luce, "list", "rankings", "2301.11270", 1e-5, reads="scores"),
     "orm": Method(reward.outcome_bce, "sequence", "labels", "2110.14168 sec. 4.2", 1e-5, reads="scores"),
     "prm": Method(reward.step_bce, "step", "steps", "2305.20050", 1e-5, reads="scores", columns=STEPS),
+    # the policy's own samples, judged: advantages
+    "reinforce": Method(policy.reinforce, "sequence", "prompts", "2402.14740 sec. 3.2", 1e-6, online=RUNNING, within="sum"),
+    "reinforce_pp": Method(policy.ppo_clip, "token", "prompts", "2501.03262 eq. 6", 1e-6, online=TO_GO),
+    "reinforce_pp_baseline": Method(policy.ppo_clip, "token", "prompts", "2501.03262 sec. 3.3", 1e-6, online=WHITENED),
+    "remax": Method(policy.reinforce, "sequence", "prompts", "2310.10505 alg. 1", 1e-6, online=GREEDY, within="sum"),
+    "rloo": Method(policy.reinforce, "sequence", "prompts", "2402.14740 sec. 4", 1e-6, online=OTHERS, within="sum"),
+    "ppo": Method(policy.ppo_clip, "token", "prompts", "1707.06347 eq. 7", 1e-6, online=CRITIC),
+    "grpo": Method(policy.ppo_clip, "sequence", "prompts", "2402.03300 eq. 3", 1e-6, online=PENALISED),
+    "dr_grpo": Method(policy.dr_grpo, "sequence", "prompts", "2503.20783", 1e-6, online=GROUP, within="sum", defaults={"scale": "none"}),
+    "dapo": Method(policy.ppo_clip, "token", "prompts", "2503.14476 eq. 10", 1e-6, online=CONTRAST, defaults={"clip_high": 0.28}),
+    "gspo": Method(policy.gspo, "sequence", "prompts", "2507.18071 eq. 5", 1e-6, online=GROUP),
+    "cispo": Method(policy.cispo, "token", "prompts", "2506.13585 eq. 4", 1e-6, online=GROUP),
+    # ... pairs of better and worse
+    "online_dpo": Method(pairwise.dpo, "pair", "prompts", "2402.04792", 5e-7, online=PAIRS),
+    "online_ipo": Method(pairwise.ipo, "pair", "prompts", "2403.08635", 5e-7, columns=LENGTHS, online=PAIRS),
+    "xpo": Method(policy.xpo, "pair", "prompts", "2405.21046 alg. 1", 5e-7, online=EXPLORING),
+    "iterative_dpo": Method(pairwise.dpo, "pair", "prompts", "2312.11456", 5e-7, online=ROUNDS),
+    # ... and the good ones, to imitate
+    "best_of_n": Method(supervised.nll, "token", "prompts", "2304.06767", 1e-5, online=BEST),
+    "rejection_sampling": Method(supervised.nll, "token", "prompts", "2308.01825", 1e-5, online=ACCEPTED),
+    "star": Method(supervised.nll, "token", "prompts", "2203.14465 alg. 1", 1e-5, online=ANEW),
 }

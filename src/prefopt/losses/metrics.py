@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from prefopt.losses import outputs
 from prefopt.losses.columns import COLUMNS, View, policy_ratio
-from prefopt.losses.numeric import difference, token_mean, wide
+from prefopt.losses.numeric import difference, exp_tangent, token_mean, wide
+from prefopt.losses.ragged import segment_mean
 from prefopt.types import Stat
 
 UNITS_OF_METRICS = {
@@ -21,9 +25,31 @@ UNITS_OF_METRICS = {
     "kl": "mean over completions of log-prob minus reference log-prob, nats per completion; an estimate of "
     "KL(policy || reference) only on the policy's own samples",
     "entropy": "mean entropy of the next-token distribution at scored tokens, nats",
+    "clip_ratio/low_mean": "share of tokens whose ratio to the policy that sampled was clipped below",
+    "clip_ratio/high_mean": "the same above (in cispo, of importance weights that were clipped)",
+    "clip_ratio/region_mean": "both together",
+    "policy/approxkl": "half the mean squared change of a token's log-prob since it was sampled, nats squared",
+    "sampling/sampling_logp_difference/mean": "mean difference of a token's log-prob between sampler and trainer, absolute, nats",
+    "loss/value": "the critic's loss, mean over tokens",
     "scores/mean": "mean score of all completions, reward units",
     "steps/accuracy": "share of labelled steps on the right side of 1/2",
 }
+
+METRICS_OF_ROUNDS = {
+    "reward": "mean reward of the round's answers, before any KL",
+    "reward_std": "mean over prompts of the standard deviation of their answers' rewards (over all answers, where each prompt has one)",
+    "rewards/NAME/mean": "mean of each source and penalty of the reward, times its weight",
+    "frac_reward_zero_std": "share of prompts whose answers all got the same reward",
+    "completions/mean_length": "tokens of an answer, its stop token included; also min_length and max_length",
+    "completions/clipped_ratio": "share of answers that did not end by themselves",
+    "objective/kl": "KL(policy || reference) at the start of the round, nats an answer: log pi - log pi_ref, summed over tokens",
+    "kl/coefficient": "reward units per nat, as the controller set it",
+    "critic/vf_explained_var": "share of the returns' variance that the critic knew (ppo)",
+    "reward_baseline": "the running baseline (reinforce)",
+    "rollouts/unjudged": "answers that were asked for and left out, because they could not be judged or their prompt was replaced",
+    "rollouts/learned_from": "answers that are trained on",
+}
+"""Logged with the first step of each round."""
 
 Totals = dict[str, tuple[Tensor, int]]
 
@@ -54,6 +80,38 @@ def of_logps(view: View, data: str, *, beta: float, per_token: bool) -> dict[str
         if view.entropy_T is not None:
             totals["entropy"] = _total(wide(view.entropy_T))
         return _stats(totals)
+
+
+def of_samples(view: View, options: Mapping[str, Any], *, by_sequence: bool) -> dict[str, Stat]:
+    """Metrics of a policy on its own samples: how far it has moved since, and how often that was clipped.
+
+    Args:
+        view: the batch and its log-probs.
+        options: clip_low and clip_high are read where the method has them.
+        by_sequence: ratios are of whole answers.
+    """
+    if view.batch.advantages_T is None:
+        return {}
+    with torch.no_grad():
+        logps, old, advantages = (COLUMNS[name](view) for name in ("logps", "old_logps", "advantages"))
+        moved = difference(logps, old)
+        totals: Totals = {"policy/approxkl": _total(0.5 * moved.square())}
+        if view.batch.sampled_T is not None:
+            totals["sampling/sampling_logp_difference/mean"] = _total(difference(old, COLUMNS["sampled"](view)).abs())
+        if "clip_high" in options:
+            if by_sequence:
+                sequence_T = COLUMNS["sequence"](view)
+                moved = segment_mean(moved, sequence_T, view.batch.sequences)[sequence_T]
+            totals |= _clipped(exp_tangent(moved), advantages, options)
+        return _stats(totals)
+
+
+def _clipped(ratio: Tensor, advantages: Tensor, options: Mapping[str, Any]) -> Totals:
+    weighs = "max_ratio" in options  # CISPO: weights are clipped whatever the advantage
+    low = 0.0 if options["clip_low"] is None else 1 - options["clip_low"]
+    high = options.get("max_ratio") or 1 + options["clip_high"]
+    below, above = (ratio < low) & (weighs | (advantages < 0)), (ratio > high) & (weighs | (advantages > 0))
+    return {f"clip_ratio/{name}_mean": _total(at.float()) for name, at in (("low", below), ("high", above), ("region", below | above))}
 
 
 def of_scores(view: View) -> dict[str, Stat]:

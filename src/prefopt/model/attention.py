@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
@@ -226,6 +227,8 @@ def _compiled_flex(_cache: list[Any] = []) -> Any:  # noqa: B006 - one compiled 
 
 
 AttentionInterface.register(NAME, tree_attention)
+_OWN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""What each model that attends over trees at the moment attended with before."""
 
 
 @contextmanager
@@ -233,7 +236,28 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `model` attends over trees; outside it is as it was (generation and the padded path need its own attention)."""
     own = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    _OWN[model] = own
     try:
         yield
     finally:
         model.set_attn_implementation(own)
+        _OWN.pop(model, None)
+
+
+@contextmanager
+def own_attention(model: PreTrainedModel, like: PreTrainedModel | None = None) -> Iterator[None]:
+    """Inside, a model that attends over trees attends as it did before, so that it can decode in the middle of training.
+
+    Args:
+        model: any; one that does not attend over trees stays as it is.
+        like: what a copy made inside `packed_attention` was made of.
+    """
+    own = _OWN.get(model) or (_OWN.get(like) if like is not None else None)
+    if own is None or model.config._attn_implementation != NAME:
+        yield
+        return
+    model.set_attn_implementation(own)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(NAME)

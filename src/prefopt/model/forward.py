@@ -42,8 +42,8 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     return out.last_hidden_state.flatten(0, 1)
 
 
-def head_of(model: Any) -> Head:
-    """The output head of a causal LM and what its model does to the logits.
+def head_of(model: Any, temperature: float = 1.0) -> Head:
+    """The output head of a causal LM and what its model does to the logits, which are divided by `temperature` at the end.
 
     Raises:
         ModelError: the model has no linear output head.
@@ -56,13 +56,17 @@ def head_of(model: Any) -> Head:
         raise ModelError(f"{type(base).__name__} has no plain linear output head", fix="leave lm_head out of lora.targets")
     config = base.config
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return Head(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+    return Head(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None), temperature)
 
 
-def policy_logps(model: Any, batch: Batch, *, stats: bool = False) -> TokenStats:
-    """Log-probs [T] of the batch's scored tokens, float32."""
-    hidden = hidden_states(model, batch)
-    return token_logps(hidden[batch.source_T], batch.target_T, head_of(model), stats=stats)
+def policy_logps(model: Any, batch: Batch, *, stats: bool = False, temperature: float = 1.0) -> TokenStats:
+    """Log-probs [T] of the batch's scored tokens, float32, when logits are divided by `temperature`."""
+    return logps_at(model, batch, hidden_states(model, batch)[batch.source_T], stats=stats, temperature=temperature)
+
+
+def logps_at(model: Any, batch: Batch, hidden_TD: torch.Tensor, *, stats: bool = False, temperature: float = 1.0) -> TokenStats:
+    """The same from the hidden states that predict the scored tokens."""
+    return token_logps(hidden_TD, batch.target_T, head_of(model, temperature), stats=stats)
 
 
 def reward_scores(model: Any, batch: Batch) -> torch.Tensor:

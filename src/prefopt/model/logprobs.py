@@ -1,6 +1,6 @@
 """Log-probs of chosen tokens straight from hidden states: no [tokens, vocabulary] tensor ever lives.
 
-    logp_t = z_t[y_t] - log sum_v exp z_t[v],     z_t = cap(scale * (W h_t + b)),     cap(z) = c tanh(z / c)
+    logp_t = z_t[y_t] - log sum_v exp z_t[v],     z_t = cap(scale * (W h_t + b)) / temperature,     cap(z) = c tanh(z / c)
 
 The head runs in chunks of tokens; the backward pass computes each chunk's logits again instead of keeping them. Everything after the
 matrix product is float32 (float64 for float64 inputs).
@@ -8,7 +8,7 @@ matrix product is float32 (float64 for float64 inputs).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,17 +25,19 @@ class Head:
     bias: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] of hidden states [n, D], float32 or wider."""
         z = torch.nn.functional.linear(hidden, self.weight, self.bias)
         z = z if z.dtype == torch.float64 else z.float()
         z = z * self.scale if self.scale != 1.0 else z
-        return self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
+        z = self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
+        return z / self.temperature if self.temperature != 1.0 else z
 
 
 class TokenStats(NamedTuple):
-    """Per scored token: its log-prob; where asked, the entropy of its distribution and log sum_v p_v^2 (both without gradient)."""
+    """Per scored token: its log-prob; where asked, the entropy of its distribution, and log sum_v p_v^2 (without gradient)."""
 
     logps_T: torch.Tensor
     entropy_T: torch.Tensor | None = None
@@ -51,7 +53,7 @@ def token_logps(
         hidden_TD: the hidden state that predicts each token.
         target_T: the token ids.
         head: the output head.
-        stats: also compute entropy and collision, without gradient.
+        stats: also compute entropy, and collision without gradient.
         chunk: tokens per chunk; by default what CHUNK_LOGITS allows.
     """
     chunk = chunk or max(16, CHUNK_LOGITS.get(hidden_TD.device.type, 1 << 22) // head.weight.shape[0])
@@ -64,13 +66,13 @@ def token_logps_plain(hidden_TD: torch.Tensor, target_T: torch.Tensor, head: Hea
     logps_TV = head.logits(hidden_TD).log_softmax(-1)
     return TokenStats(
         logps_TV.gather(1, target_T[:, None])[:, 0],
-        torch.special.entr(logps_TV.exp()).sum(-1).detach(),
+        torch.special.entr(logps_TV.exp()).sum(-1),
         (2 * logps_TV).logsumexp(-1).detach(),
     )
 
 
 class _LinearLogps(torch.autograd.Function):
-    """The chunked head and its backward: d logp / d z = onehot(y) - softmax(z)."""
+    """The chunked head and its backward: d logp / d z = onehot(y) - p and d entropy / d z = -p (log p + entropy), p = softmax(z)."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Any, target: Any, weight: Any, bias: Any, head: Head, stats: bool, chunk: int) -> Any:
@@ -83,22 +85,25 @@ class _LinearLogps(torch.autograd.Function):
             if entropy is not None and collision is not None:
                 collision[part] = (2 * log_p).logsumexp(-1)
                 entropy[part] = torch.special.entr(log_p.exp()).sum(-1)
-        ctx.save_for_backward(hidden, target, weight, bias)
+        ctx.save_for_backward(hidden, target, weight, bias, entropy)
         ctx.head, ctx.chunk = head, chunk
-        if entropy is not None and collision is not None:
-            ctx.mark_non_differentiable(entropy, collision)
+        ctx.set_materialize_grads(False)
+        if collision is not None:
+            ctx.mark_non_differentiable(collision)
         return logps, entropy, collision
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, target, weight, bias = ctx.saved_tensors
-        head = Head(weight, bias, ctx.head.scale, ctx.head.softcap)
+        hidden, target, weight, bias, entropy = ctx.saved_tensors
+        head = replace(ctx.head, weight=weight, bias=bias)
+        d_logps = grads[0] if grads[0] is not None else torch.zeros_like(grads[1])
         wants_hidden, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=grads[0].dtype) if wants_weight else None
-        d_bias = torch.zeros_like(bias, dtype=grads[0].dtype) if wants_bias else None
+        d_weight = torch.zeros_like(weight, dtype=d_logps.dtype) if wants_weight else None
+        d_bias = torch.zeros_like(bias, dtype=d_logps.dtype) if wants_bias else None
         for part in _slices(len(target), ctx.chunk):
-            dz = _logit_gradient(head, hidden[part], target[part], grads[0][part]).to(hidden.dtype)
+            bonus = None if grads[1] is None else (entropy[part], grads[1][part])
+            dz = _logit_gradient(head, hidden[part], target[part], d_logps[part], bonus).to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[part] = dz @ weight
             if d_weight is not None:
@@ -116,13 +121,24 @@ class _LinearLogps(torch.autograd.Function):
         )
 
 
-def _logit_gradient(head: Head, hidden: torch.Tensor, target: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
-    """Gradient [n, V] before cap and scale, from logits computed anew."""
+def _logit_gradient(
+    head: Head,
+    hidden: torch.Tensor,
+    target: torch.Tensor,
+    grad: torch.Tensor,
+    bonus: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Gradient [n, V] before cap and scale, from logits computed anew; `bonus` holds the entropies and their gradient."""
     z = head.logits(hidden)
-    slope = head.scale * (1 - (z / head.softcap) ** 2) if head.softcap else head.scale
-    dz = z.softmax(-1).mul_(-grad[:, None])
+    factor = head.scale / head.temperature
+    slope = factor * (1 - (z * head.temperature / head.softcap) ** 2) if head.softcap else factor
+    if bonus is None:
+        dz = z.softmax(-1).mul_(-grad[:, None])
+    else:
+        log_p = z.log_softmax(-1)
+        dz = log_p.exp().mul_(-grad[:, None] - bonus[1][:, None] * (log_p + bonus[0][:, None]))
     dz.scatter_add_(1, target[:, None], grad[:, None].to(dz.dtype))
-    return dz * slope if head.softcap or head.scale != 1.0 else dz
+    return dz * slope if head.softcap or factor != 1.0 else dz
 
 
 def _slices(total: int, chunk: int) -> list[slice]:

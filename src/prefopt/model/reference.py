@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +21,16 @@ from prefopt.types import Batch, TokenTree
 
 
 class Reference(Protocol):
-    """What the loop asks of a reference."""
+    """What the loop asks of a reference. Its log-probs are those at `temperature`."""
+
+    temperature: float
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """Log-probs [T] of the batch's scored tokens, float32, no gradient."""
+        ...
+
+    def sampling(self) -> AbstractContextManager[Any]:
+        """Inside, the model given completes prompts as the reference would."""
         ...
 
     def sync(self, policy: Any, rate: float) -> None:
@@ -43,6 +49,8 @@ class Reference(Protocol):
 class FrozenReference:
     """A second model in memory."""
 
+    temperature = 1.0
+
     def __init__(self, model: Any) -> None:
         self.model = model.requires_grad_(False).eval()
         self._moved = False
@@ -50,7 +58,11 @@ class FrozenReference:
     @torch.no_grad()
     def logps(self, batch: Batch) -> torch.Tensor:
         """See `Reference`."""
-        return policy_logps(self.model, batch).logps_T
+        return policy_logps(self.model, batch, temperature=self.temperature).logps_T
+
+    def sampling(self) -> AbstractContextManager[Any]:
+        """See `Reference`."""
+        return nullcontext(self.model)
 
     @torch.no_grad()
     def sync(self, policy: Any, rate: float) -> None:
@@ -74,6 +86,8 @@ class FrozenReference:
 class AdapterReference:
     """The policy's own weights with the adapter off, or with an older copy of the adapter once it has been synced."""
 
+    temperature = 1.0
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self._adapter: dict[str, torch.Tensor] = {}
@@ -81,8 +95,14 @@ class AdapterReference:
     @torch.no_grad()
     def logps(self, batch: Batch) -> torch.Tensor:
         """See `Reference`."""
+        with self.sampling():
+            return policy_logps(self.model, batch, temperature=self.temperature).logps_T
+
+    @contextmanager
+    def sampling(self) -> Iterator[Any]:
+        """See `Reference`."""
         with self._swapped() if self._adapter else self.model.disable_adapter():
-            return policy_logps(self.model, batch).logps_T
+            yield self.model
 
     @torch.no_grad()
     def sync(self, policy: Any, rate: float) -> None:
@@ -117,6 +137,8 @@ class AdapterReference:
 class CachedReference:
     """Log-probs computed once and kept on disk; `index_P` of a batch says which rows it holds."""
 
+    temperature = 1.0
+
     def __init__(self, rows: Mapping[int, np.ndarray]) -> None:
         self.rows = rows
 
@@ -124,6 +146,14 @@ class CachedReference:
         """See `Reference`."""
         found = np.concatenate([self.rows[int(i)] for i in batch.index_P])
         return torch.from_numpy(found).to(batch.source_T.device)
+
+    def sampling(self) -> AbstractContextManager[Any]:
+        """A cache knows no answers but its own.
+
+        Raises:
+            RuntimeError: always; options are checked before a run starts.
+        """
+        raise RuntimeError("a cached reference cannot sample")
 
     def sync(self, policy: Any, rate: float) -> None:
         """A cache cannot move.

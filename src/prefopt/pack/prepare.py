@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prefopt.data.formats import advice, as_chat, closest
-from prefopt.data.preflight import CHUNKS, FITS, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
+from prefopt.data.preflight import CHUNKS, FITS, NO_PROMPT, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
 from prefopt.data.read import read
 from prefopt.data.split import overlap, sides
 from prefopt.data.truncate import chunks, longest, truncate
@@ -88,7 +89,8 @@ def _trees(path: str | list[str], start: int, settings: DataSettings, data: str,
     """The kept trees of `path`, their indices counting from `start`."""
     renderer = preflight.renderer
     assert renderer is not None
-    for whole in renderer.trees(_admitted(path, settings, data, preflight)):
+    rows = _admitted(path, settings, data, preflight)
+    for whole in _asked(renderer, rows) if data == "prompts" else renderer.trees(rows):
         was = _score_all(whole) if data == "text" else whole
         preflight.measure(was)
         for tree in _fitted(was, settings, preflight, renderer.tokenizer.bos_token_id):
@@ -112,11 +114,24 @@ def _fitted(was: TokenTree, settings: DataSettings, preflight: Preflight, bos_id
     return [tree] if preflight.keep(was, tree) else []
 
 
+def _asked(renderer: Renderer, rows: Iterator[Example]) -> Iterator[TokenTree]:
+    """Prompts to be answered: trees without branches that keep their row."""
+    waiting: deque[Example] = deque()
+
+    def bare() -> Iterator[Example]:
+        for row in rows:
+            waiting.append(row)
+            yield replace(row, completions=())
+
+    for tree in renderer.trees(bare()):
+        yield replace(tree, example=waiting.popleft())
+
+
 def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, preflight: Preflight) -> Iterator[Example]:
     """The rows fit for the method, as it reads them."""
     for example in read(path, limit=settings.limit):
         fitted = fit(as_chat(example) if settings.chat else example, data)
-        if not preflight.admit(fitted):
+        if not preflight.admit(replace(fitted, completions=()) if data == "prompts" else fitted):
             continue
         ranks = {completion.rank for completion in fitted.completions}
         # A pairwise method reads the untied pairs of a ranking; the Plackett-Luce law has no ties, and file order is no preference.
@@ -125,6 +140,8 @@ def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, pref
             preflight.drop(TIE, example.where)
         elif data == "steps" and all(label is None for c in fitted.completions for label in c.step_labels):
             preflight.drop(UNLABELLED, example.where)
+        elif data == "prompts" and is_empty_prompt(fitted):
+            preflight.drop(NO_PROMPT, example.where)
         else:
             yield fitted
 
@@ -142,7 +159,21 @@ def fit(example: Example, data: str) -> Example:
         return replace(example, completions=tuple(c for c in example.completions if c.rank == 0))
     if data == "labels" and kind == "pairs":
         return replace(example, completions=tuple(replace(c, label=c.rank == 0) for c in example.completions))
-    return example
+    return _question(example) if data == "prompts" else example
+
+
+def _question(example: Example) -> Example:
+    """A conversation in one piece as the turns up to its last answer, and that answer."""
+    content = example.completions[0].content if len(example.completions) == 1 else ""
+    if example.prompt != () or isinstance(content, str):
+        return example
+    last = max((i for i, message in enumerate(content) if message.role == "assistant"), default=len(content))
+    return replace(example, prompt=content[:last], completions=(replace(example.completions[0], content=content[last:]),))
+
+
+def is_empty_prompt(example: Example) -> bool:
+    """Whether the prompt asks nothing."""
+    return not (example.prompt.strip() if isinstance(example.prompt, str) else example.prompt)
 
 
 def _misfit(example: Example, kind: str, data: str) -> DataError:

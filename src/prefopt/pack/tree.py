@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from prefopt.types import Batch, Branch, Completion, IntArray, TokenTree, TreeSpan
+from prefopt.types import SIGNALS, Batch, Branch, Completion, IntArray, TokenTree, TreeSpan
 
 Pairs = Literal["all", "best_worst", "judged"]
 """Which pairs a ranking gives: all of unequal ranks, the best against the worst, or all, ties among them."""
@@ -103,7 +103,14 @@ def _columns(trees: Sequence[TokenTree], places: Sequence[_Place], pairs: Pairs)
         "step_index_J": _long(np.concatenate(steps)),
         "step_label_J": torch.tensor([label for b in branches for label in b.step_labels], dtype=torch.float32),
         "index_P": _long([tree.index for tree in trees]),
+        **_signals(branches, scored),
     }
+
+
+def _signals(branches: Sequence[Branch], scored: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """The signals that every branch has, of its scored tokens."""
+    named = [name for name in SIGNALS if all(name in branch.signals for branch in branches)]
+    return {f"{n}_T": torch.from_numpy(np.concatenate([b.signals[n][at] for b, at in zip(branches, scored, strict=True)])) for n in named}
 
 
 def _scored(branch: Branch, place: _Place) -> np.ndarray:

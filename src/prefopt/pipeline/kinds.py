@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from prefopt.pipeline.check import hints
 from prefopt.settings import (
     AtLeast0,
     Count,
+    CriticSettings,
     DataSettings,
     HeadSettings,
     JudgeSettings,
+    KLSettings,
     LoraSettings,
     ModelSettings,
+    OnlineSettings,
     Positive,
     ReferenceSettings,
+    RewardSettings,
     RolloutSettings,
     Size,
     TrackSettings,
@@ -156,12 +160,14 @@ class Kind:
     outputs: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """Option -> value."""
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Section -> key -> default, where it is not the section's own."""
     reads_run: bool = False
     """It reads all stages before it, whatever it refers to."""
 
 
 def _kind(name: str, outputs: tuple[str, ...], options: type, *, reads_run: bool = False, **sections: type) -> Kind:
-    return Kind(name, sections, hints(options), outputs, vars(options()), reads_run)
+    return Kind(name, sections, hints(options), outputs, vars(options()), reads_run=reads_run)
 
 
 KINDS: dict[str, Kind] = {
@@ -194,8 +200,14 @@ SECTIONS: dict[str, type] = {
     "train": TrainSettings,
     "rollout": RolloutSettings,
     "judge": JudgeSettings,
+    "reward": RewardSettings,
+    "online": OnlineSettings,
+    "kl": KLSettings,
+    "critic": CriticSettings,
     "track": TrackSettings,
 }
+SAMPLING = {"rollout", "reward", "online", "kl"}
+"""Sections of methods that sample their own answers."""
 MIX = "mix"
 """The section of a weighted sum: `mix: {sft: 0.2}` adds 0.2 times the sft row's loss on the same data."""
 
@@ -218,9 +230,10 @@ def get(name: str, mix: Mapping[str, Any] | None = None) -> Kind:
     from prefopt.losses.methods import METHODS
 
     method = METHODS[name]
-    needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference
-    unread = {"rollout", "judge", *(() if needs_reference else ("reference",)), *(() if method.reads == "scores" else ("heads",))}
+    needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference or method.online is not None
+    unread = {"judge"} | (set() if needs_reference else {"reference"}) | (set() if method.online else SAMPLING)
+    unread |= set() if method.online and method.online.has_critic else {"critic"}
+    unread |= set() if method.reads == "scores" else {"heads"}
     sections = {section: cls for section, cls in SECTIONS.items() if section not in unread}
-    types = get_type_hints(method.loss)
-    options = {option: types[option] for option in method.options}
-    return Kind(name, {**sections, MIX: dict}, options, ("model",), method.options)
+    presets = {"rollout": {"samples": method.online.samples}} if method.online else {}
+    return Kind(name, {**sections, MIX: dict}, method.hints, ("model",), method.options, presets)

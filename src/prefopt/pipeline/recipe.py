@@ -256,7 +256,9 @@ def _stage(source: Source, i: int, name: str, kind: Kind) -> Stage:
         option: check_value(hint, values[option], f"{source.at((*key, option))}: {option}") if option in values else kind.defaults[option]
         for option, hint in kind.options.items()
     }
-    sections = {s: check(cls, _section(values, s), source, (*key, s), s) for s, cls in kind.sections.items() if s != MIX}
+    given = {s: _section(values, s) for s in kind.sections if s != MIX}
+    given = {s: {**kind.presets.get(s, {}), **v} if isinstance(v, dict) else v for s, v in given.items()}
+    sections = {s: check(kind.sections[s], v, source, (*key, s), s) for s, v in given.items()}
     mix = _mix(source, (*key, MIX), _section(values, MIX))
     if kind.name not in kinds.KINDS:
         _check_method(source, key, kind.name, options, mix)

@@ -23,6 +23,7 @@ from prefopt.pipeline.lineage import HELDOUT
 from prefopt.pipeline.recipe import Recipe, Stage
 
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
+_INPUTS |= {"reward": ("model", "function"), "critic": ("path",)}
 """The settings that name files; among a kind's own options these do."""
 _OPTION_INPUTS = ("baseline", "reference", "members")
 
@@ -238,6 +239,7 @@ def _inputs(stage: Stage) -> list[str]:
     values = [getattr(stage.sections.get(section), name, None) for section, names in _INPUTS.items() for name in names]
     values += [stage.options.get(name) for name in _OPTION_INPUTS]
     paths = [path for value in values for path in (value if isinstance(value, list) else [value]) if isinstance(path, str)]
+    paths = [file if file.endswith(".py") else path for path in paths for file in [path.rpartition(":")[0]]]  # rewards are "file.py:name"
     return [path for path in dict.fromkeys(paths) if "${" not in path]
 
 

@@ -28,26 +28,32 @@ if TYPE_CHECKING:
 _SHOWN_TREES = 6
 SCALED_ON = 500
 """Training rows by which a reward model's outputs are normalised where nothing is held out."""
+SETUP = ("train", "lora", "heads", "reference", "rollout", "online", "kl", "critic")
+"""Sections that a training run is set up with."""
 
 
 def train(stage: Stage, folder: Path, context: Context) -> Done:
     """Every method: load, prepare, fit."""
     from prefopt.losses.methods import METHODS
     from prefopt.pack.prepare import prepare
+    from prefopt.rollout.rewards import build as build_reward
     from prefopt.training.fit import fit
     from prefopt.training.setup import Setup
 
     settings, method = stage.sections, METHODS[stage.kind]
     data, seed = settings["data"], settings["train"].seed
     model = _to_train(stage)
-    prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, seed=seed, say=context.say)
+    room = settings["rollout"].max_new_tokens if method.online else 0
+    limit = model.max_length - room if model.max_length else None
+    reward = build_reward(settings["reward"], max_new_tokens=room) if method.online else None
+    prepared = prepare(data, model.renderer, data=method.data, max_length=limit, seed=seed, say=context.say)
     record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
     record.write_text(folder / "tokens.json", json.dumps([shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]]))
     if prepared.heldout:
         record.write_text(folder / HELDOUT, "".join(f"{tree.where}\n" for tree in prepared.heldout))
-    given = {name: settings[name] for name in ("train", "lora", "heads", "reference") if name in settings}
+    given = {name: settings[name] for name in SETUP if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
-    result = fit(setup, model, prepared, out=folder, track=settings["track"])
+    result = fit(setup, model, prepared, out=folder, track=settings["track"], reward=reward)
     if method.reads == "scores":
         _examine(model, method, prepared, seed, folder, context)
     facts = {
@@ -97,7 +103,7 @@ def _to_train(stage: Stage) -> Any:
 
 def _headline(metrics: dict[str, float]) -> str:
     """The two or three numbers a reader looks for first."""
-    names = {"loss": "loss", "rewards/accuracies": "accuracy", "accuracy": "accuracy", "eval/loss": "held-out loss"}
+    names = {"loss": "loss", "reward": "reward", "rewards/accuracies": "accuracy", "accuracy": "accuracy", "eval/loss": "held-out loss"}
     names |= {"eval/rewards/accuracies": "held-out accuracy", "eval/accuracy": "held-out accuracy"}
     return ", ".join(f"{word} {metrics[name]:.3f}" for name, word in names.items() if name in metrics)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,16 +25,20 @@ from prefopt.pack.plan import Plan
 from prefopt.pack.prepare import Prepared
 from prefopt.pack.shelf import Chain
 from prefopt.rollout.policy import LanguageModel
+from prefopt.rollout.rewards import Reward
 from prefopt.settings import TrackSettings
 from prefopt.training import checkpoint, distributed
 from prefopt.training.job import Job
-from prefopt.training.loop import NotFinite, evaluate, train_step
+from prefopt.training.loop import NotFinite, train_step
 from prefopt.training.lora import merged
 from prefopt.training.memory import explain_oom, is_oom
+from prefopt.training.online import Rounds, Watch
 from prefopt.training.optim import schedule
 from prefopt.training.progress import Progress
+from prefopt.training.rounds import stand_in
 from prefopt.training.setup import Setup, build_job
 from prefopt.training.signals import StopRequest
+from prefopt.training.stream import Rows, Stream
 from prefopt.training.track import Trackers, open_trackers
 from prefopt.types import Stat, TokenTree
 
@@ -68,7 +72,16 @@ class Progressed:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track: TrackSettings | None = None) -> FitResult:
+def fit(
+    setup: Setup,
+    model: LanguageModel,
+    data: Prepared,
+    *,
+    out: Path,
+    track: TrackSettings | None = None,
+    reward: Reward | None = None,
+    watch: Sequence[Watch] = (),
+) -> FitResult:
     """Train `model` on `data` and leave the result in `out/model`.
 
     Args:
@@ -77,6 +90,8 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
         data: token trees; `heldout` may be empty.
         out: the run folder: metrics.jsonl, checkpoints/, model/.
         track: other places for metrics.
+        reward: judges the answers of a method that samples them.
+        watch: told of every round of such a method.
 
     Raises:
         OptionError: settings that contradict each other.
@@ -87,12 +102,12 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
     _check(setup, data)
     out.mkdir(parents=True, exist_ok=True)
     _require_room(model, out)
-    plan = Plan(len(data.train), setup.train.batch_size, setup.train.seed)
-    total = setup.train.steps if setup.train.steps is not None else math.ceil(setup.train.epochs * plan.steps_per_epoch)
+    epoch = setup.steps_per_epoch(len(data.train))
+    total = setup.train.steps if setup.train.steps is not None else math.ceil(setup.train.epochs * epoch)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(total, title=setup.method, rank=distributed.rank()))
-        job = build_job(setup, model, Chain(data.train, data.heldout), stack, progress.say)
-        run = Run(setup, job, data, plan, total, out, progress)
+        job, stream = _open(setup, model, data, stack, out=out, say=progress.say, reward=reward, watch=watch)
+        run = Run(setup, job, data, stream, total, out, progress)
         run.require_best()
         run.resume()
         first = distributed.rank() == 0
@@ -100,11 +115,35 @@ def fit(setup: Setup, model: LanguageModel, data: Prepared, *, out: Path, track:
         trackers = stack.enter_context(opened)
         stopped = run.train(trackers)
         run.take_best()
+        if told := stream.finish():
+            progress.say(told)
     model.model = merged(model.model, out)
     if distributed.rank() == 0:
         _save(model, out / "model")
     distributed.wait()
     return FitResult(run.at.step, run.at.metrics, out / "model", stopped)
+
+
+def _open(
+    setup: Setup,
+    model: LanguageModel,
+    data: Prepared,
+    stack: ExitStack,
+    *,
+    out: Path,
+    say: Callable[[str], None],
+    reward: Reward | None,
+    watch: Sequence[Watch],
+) -> tuple[Job, Stream]:
+    """What is trained, and where its steps come from: the rows, or rounds of samples."""
+    rows = Chain(data.train, data.heldout)
+    if setup.row.online is None:
+        job = build_job(setup, model, rows, stack, say)
+        return job, Rows(job, data.train, data.heldout, Plan(len(data.train), setup.train.batch_size, setup.train.seed))
+    if reward is None:
+        raise OptionError("nothing rates the answers", where="reward", fix="name a reward.model, .function, .url or .verifier")
+    job = build_job(setup, model, [stand_in(tree) for tree in rows], stack, say)
+    return job, Rounds(setup, job, model, data.train, data.heldout, reward, out=out, say=say, watch=watch)
 
 
 @dataclass
@@ -114,7 +153,7 @@ class Run:
     setup: Setup
     job: Job
     data: Prepared
-    plan: Plan
+    stream: Stream
     total: int
     out: Path
     progress: Progress
@@ -130,7 +169,11 @@ class Run:
         factor, train = schedule(self.setup.train, self.total), self.setup.train
         with StopRequest() as stop:
             while self.at.step < self.total:
-                self.step(factor(self.at.step), trackers)
+                trees = self.stream.step(self.at.step)
+                if self.stream.ended:
+                    self.progress.say(f"{self.stream.ended}: stopping")
+                    return "stopped"
+                self.step(trees, factor(self.at.step), trackers)
                 last = self.at.step == self.total
                 if self.data.heldout and (last or (train.eval_every and self.at.step % train.eval_every == 0)):
                     self.evaluate(trackers)
@@ -144,19 +187,22 @@ class Run:
                     return "early"
         return "done"
 
-    def step(self, lr_factor: float, trackers: Trackers) -> None:
+    def step(self, trees: Sequence[TokenTree], lr_factor: float, trackers: Trackers) -> None:
         """One optimizer step, its metrics, and the reference's own step."""
-        trees = [self.data.train[i] for i in self.plan.step(self.at.step)]
         try:
-            metrics = train_step(self.job, trees, self.at.step, lr_factor)
+            metrics = train_step(self.job, trees, self.at.step, lr_factor) if trees else {"skipped_steps": 1.0}
         except NotFinite as error:
             raise self._kept(error, trees) from error
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error):
                 raise
             raise explain_oom(error, step=self.at.step + 1, batch=self.job.looking_at, load=self.job.load) from error
+        metrics |= self.stream.metrics(self.at.step)
         self.at.step += 1
-        self.at.metrics = metrics | {"lr": self.setup.learning_rate * lr_factor, "epoch": self.at.step / self.plan.steps_per_epoch}
+        self.at.metrics = metrics | {
+            "lr": self.setup.learning_rate * lr_factor,
+            "epoch": self.at.step / self.setup.steps_per_epoch(len(self.data.train)),
+        }
         sync = self.setup.reference.sync_every
         if sync and self.job.reference is not None and self.at.step % sync == 0:
             self.job.reference.sync(self.job.model, self.setup.reference.sync_rate)
@@ -165,7 +211,7 @@ class Run:
 
     def evaluate(self, trackers: Trackers) -> None:
         """Held-out metrics; remembers the weights when they are the best so far."""
-        found = evaluate(self.job, self.data.heldout)
+        found = self.stream.evaluate()
         trackers.log(self.at.step, found)
         self.at.metrics |= found
         name = self.setup.train.keep_best
@@ -213,9 +259,12 @@ class Run:
         """Everything the run needs to go on."""
         if distributed.rank() == 0:
             reference = self.job.reference.state() if self.job.reference is not None else {}
-            tensors = {f"optimizer/{k}": t for k, t in self.job.optimizer.state().items()}
+            tensors = {f"{name}/{k}": t for name, optimizer in self.job.optimizers.items() for k, t in optimizer.state().items()}
             tensors |= {f"reference/{k}": t for k, t in reference.items()}
+            flow, kept = self.stream.state(self.at.step)
+            tensors |= {f"stream/{k}": t for k, t in flow.items()}
             state = {
+                "stream": kept,
                 "fingerprint": self.fingerprint(),
                 "progress": dataclasses.asdict(self.at),
                 "shift": {k: list(v) for k, v in self.job.shift.items()},
@@ -236,9 +285,11 @@ class Run:
         if found.state["fingerprint"] != self.fingerprint():
             what = "this folder holds checkpoints of a run with other settings or data"
             raise TrainingError(what, where=str(self.checkpoints), fix="choose another --out, or delete the folder to start again")
-        self.job.optimizer.load(_under("optimizer/", found.tensors))
+        for name, optimizer in self.job.optimizers.items():
+            optimizer.load(_under(f"{name}/", found.tensors))
         if self.job.reference is not None:
             self.job.reference.load(_under("reference/", found.tensors))
+        self.stream.load(_under("stream/", found.tensors), found.state["stream"])
         self.at = Progressed(**found.state["progress"])
         self.job.shift = {k: Stat(*v) for k, v in found.state["shift"].items()}
         checkpoint.set_generator_state(torch.default_generator, found.state["generator"])

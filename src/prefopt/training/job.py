@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from prefopt.losses.columns import View
+from prefopt.losses.columns import COLUMNS, View
 from prefopt.losses.methods import Method
-from prefopt.losses.reduce import count
-from prefopt.model.forward import policy_logps, reward_outputs
+from prefopt.losses.policy import kl_penalty
+from prefopt.losses.reduce import Term, count
+from prefopt.losses.value import value_clip
+from prefopt.model.forward import hidden_states, logps_at, reward_outputs
 from prefopt.model.reference import Reference
 from prefopt.pack.plan import micro_batches, share
 from prefopt.training import distributed
+from prefopt.training.critic import Critic
 from prefopt.training.memory import Load
 from prefopt.training.optim import Optimizer
 from prefopt.types import Batch, Stat, TokenTree
+
+
+@dataclass
+class Penalty:
+    """A KL term of the loss; its coefficient moves with the controller."""
+
+    coefficient: float
+    kind: str
+    ratio: bool
 
 
 @dataclass
@@ -38,6 +52,14 @@ class Job:
     looking_at: Batch | None = None
     """The last batch that went through the model, to be named when memory runs out."""
     shift: dict[str, Stat] = field(default_factory=dict)
+    critic: Critic | None = None
+    penalty: Penalty | None = None
+    entropy: float = 0.0
+    """Weight of an entropy bonus."""
+    room: int = 0
+    """Tokens a sampled answer may have."""
+    temperature: float = 1.0
+    """At which the policy's samples were drawn, and all log-probs are taken."""
 
     def batches(self, trees: Sequence[TokenTree]) -> list[Batch]:
         """This rank's share of the trees, cut into forward passes."""
@@ -46,7 +68,7 @@ class Job:
 
     def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Denominators: how many of each unit the whole step holds over all ranks; and its positions and pairs, for the speed."""
-        units = self.method.units | {"pair"}
+        units = self.method.units | {"pair", *(["token"] if self.critic or self.entropy else [])}
         counts = {unit: float(sum(count(batch, unit) for batch in batches)) for unit in sorted(units)}
         return distributed.add_up(counts | {"positions": float(sum(batch.tokens for batch in batches))})
 
@@ -64,12 +86,55 @@ class Job:
             learns = None if self.learns_RE is None else self.learns_RE[batch.index_P[batch.prompt_S]]
             return View(batch=batch, learns_SE=learns, **found)
         reference = self.reference.logps(batch) if self.reference is not None else None
-        out = policy_logps(self.model, batch, stats=stats or self.method.needs_collision)
+        hidden_TD = hidden_states(self.model, batch)[batch.source_T]
+        measured = stats or self.method.needs_collision or self.entropy > 0
+        out = logps_at(self.model, batch, hidden_TD, stats=measured, temperature=self.temperature)
         return View(
             batch=batch,
             logps_T=out.logps_T,
             ref_logps_T=reference,
             entropy_T=out.entropy_T,
             collision_T=out.collision_T,
+            values_T=self.critic.values(batch, hidden_TD) if self.critic is not None else None,
+            room=torch.tensor(float(self.room), device=batch.source_T.device),
             **known,
         )
+
+    def terms(self, view: View) -> list[Term]:
+        """The method's terms, and those of the KL penalty, the entropy bonus and the critic."""
+        terms, batch = self.method.terms(view, self.options), view.batch
+        if self.penalty is not None and view.logps_T is not None and view.ref_logps_T is not None:
+            old = COLUMNS["old_logps"](view) if self.penalty.ratio else None
+            values = self.method.gathered(kl_penalty(view.logps_T, view.ref_logps_T, old, kind=self.penalty.kind), view)
+            terms.append(Term(values, self.method.unit, self.penalty.coefficient, "kl"))
+        if self.entropy and view.entropy_T is not None:
+            terms.append(Term(-view.entropy_T, "token", self.entropy, "entropy"))
+        if view.values_T is not None and batch.returns_T is not None and batch.old_values_T is not None and self.critic is not None:
+            values = value_clip(view.values_T, batch.old_values_T, batch.returns_T, clip=self.critic.clip)
+            terms.append(Term(values, "token", self.critic.weight, "value"))
+        return terms
+
+    def metrics(self, view: View) -> dict[str, Stat]:
+        """The method's, and the critic's loss."""
+        found = self.method.metrics(view, self.options)
+        if view.values_T is not None and view.batch.returns_T is not None:
+            error = view.values_T.detach() - view.batch.returns_T
+            found["loss/value"] = Stat(float(0.5 * error.square().sum()), len(error))
+        return found
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The policy's, and the critic's where there is one."""
+        return {"optimizer": self.optimizer, **({"critic": self.critic.optimizer} if self.critic is not None else {})}
+
+    def accumulate(self) -> None:
+        """Call after every backward pass."""
+        for optimizer in self.optimizers.values():
+            optimizer.accumulate()
+
+    def update(self, lr_factor: float) -> float:
+        """One step of policy and critic; the norm of the policy's gradient, or one of the critic's that is not finite."""
+        for optimizer in self.optimizers.values():
+            distributed.add_gradients(optimizer.weights.masters.values())
+        norms = [optimizer.step(lr_factor) for optimizer in self.optimizers.values()]
+        return next((norm for norm in norms if not math.isfinite(norm)), norms[0])

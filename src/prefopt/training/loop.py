@@ -56,11 +56,10 @@ def train_step(job: Job, trees: Sequence[TokenTree], step: int, lr_factor: float
         if not math.isfinite(value):
             raise NotFinite(f"the loss of step {step + 1} is {value}", batch.index_P.tolist())
         part.backward()
-        job.optimizer.accumulate()
+        job.accumulate()
         loss += value
-        meter.add(job.method.metrics(view, job.options))
-    distributed.add_gradients(job.optimizer.weights.masters.values())
-    norm = job.optimizer.step(lr_factor)
+        meter.add(job.metrics(view))
+    norm = job.update(lr_factor)
     if not math.isfinite(norm):
         raise NotFinite(f"the gradient norm of step {step + 1} is {norm}", [tree.index for tree in trees])
     remember(job, meter)
@@ -76,8 +75,8 @@ def evaluate(job: Job, trees: Sequence[TokenTree]) -> dict[str, float]:
     coupling = couple(job, trees, batches, counts)
     for batch in batches:
         view = job.look(batch, stats=True, **coupling.known)
-        loss += 0.0 if coupling.slopes else float(reduce(job.method.terms(view, job.options), counts))
-        meter.add(job.method.metrics(view, job.options))
+        loss += 0.0 if coupling.slopes else float(reduce(job.terms(view), counts))
+        meter.add(job.metrics(view))
     return {f"eval/{name}": value for name, value in {"loss": _total(loss, coupling), **meter.result()}.items()}
 
 
@@ -85,7 +84,7 @@ def _loss(job: Job, view: View, coupling: Coupling, counts: dict[str, float], at
     """This micro-batch's share of the step's loss; with slopes given, something that has the same gradient."""
     if coupling.slopes and view.logps_T is not None:
         return (view.logps_T * coupling.slopes[at]).sum()
-    return reduce(job.method.terms(view, job.options), counts)
+    return reduce(job.terms(view), counts)
 
 
 def _total(loss: float, coupling: Coupling) -> float:

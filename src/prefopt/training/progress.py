@@ -14,6 +14,7 @@ from rich.text import Text
 LINES = 20
 SHOWN: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": ("loss", "{:.4f}".format),
+    "reward": ("reward", "{:.3f}".format),
     "rewards/margins": ("margin", "{:.3f}".format),
     "margin": ("margin", "{:.3f}".format),
     "rewards/accuracies": ("accuracy", "{:.0%}".format),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +21,21 @@ from prefopt.model.room import free_memory
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
-from prefopt.settings import HeadSettings, LoraSettings, ModelSettings, ReferenceSettings, TrainSettings
+from prefopt.settings import (
+    CriticSettings,
+    HeadSettings,
+    KLSettings,
+    LoraSettings,
+    ModelSettings,
+    OnlineSettings,
+    ReferenceSettings,
+    RolloutSettings,
+    TrainSettings,
+)
 from prefopt.training import distributed
-from prefopt.training.job import Job
+from prefopt.training.checks import check_online
+from prefopt.training.critic import build_critic
+from prefopt.training.job import Job, Penalty
 from prefopt.training.lora import add_adapter
 from prefopt.training.memory import Load, load_of, require
 from prefopt.training.optim import Optimizer
@@ -43,6 +56,10 @@ class Setup:
     lora: LoraSettings = field(default_factory=LoraSettings)
     heads: HeadSettings = field(default_factory=HeadSettings)
     pairs: Pairs = "all"
+    rollout: RolloutSettings = field(default_factory=RolloutSettings)
+    online: OnlineSettings = field(default_factory=OnlineSettings)
+    kl: KLSettings = field(default_factory=KLSettings)
+    critic: CriticSettings = field(default_factory=CriticSettings)
 
     @property
     def row(self) -> Method:
@@ -53,6 +70,39 @@ class Setup:
     def learning_rate(self) -> float:
         """The one asked for, or the method's own."""
         return self.row.learning_rate if self.train.learning_rate is None else self.train.learning_rate
+
+    @property
+    def held(self) -> KLSettings:
+        """How the policy is held to the reference: what is asked for, and the method's own where it is not."""
+        online, kl = self.row.online, self.kl
+        if online is None:
+            return kl
+        own = online.kl or (0.05 if kl.budget or kl.target else 0.0)
+        coefficient = own if kl.coefficient is None else kl.coefficient
+        return replace(kl, coefficient=coefficient, place=kl.place or online.place, estimator=kl.estimator or online.estimator)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there is a reference policy."""
+        if self.row.online is None:
+            return self.row.needs_reference
+        return any(column.startswith("ref") for column in self.row.needs) or bool(self.held.coefficient) or self.row.online.explores
+
+    def round_size(self, rows: int) -> tuple[int, int]:
+        """Prompts of a round, and optimizer steps of one pass over it, of a method that samples."""
+        prompts = min(self.online.prompts or self.train.batch_size, rows)
+        return prompts, math.ceil(prompts / self.train.batch_size)
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in which every row of the data is read, or answered, once."""
+        if self.row.online is None:
+            return math.ceil(rows / self.train.batch_size)
+        prompts, per_pass = self.round_size(rows)
+        return math.ceil(rows / prompts) * self.online.epochs * per_pass
+
+    def size(self, tree: TokenTree) -> int:
+        """Positions a row takes at most: its answers may still have to be sampled."""
+        return tree.packed_tokens + (self.rollout.samples * self.rollout.max_new_tokens if self.row.online else 0)
 
     def check(self) -> None:
         """Refuse combinations that cannot mean what they say.
@@ -68,7 +118,7 @@ class Setup:
         if self.heads != HeadSettings() and self.row.reads != "scores":
             raise OptionError(f"{self.method} trains no reward model", where="heads", fix="leave the heads options out")
         asked = self.reference != ReferenceSettings()
-        if asked and not self.row.needs_reference:
+        if asked and not self.needs_reference:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
         if self.reference.cache and self.reference.sync_every:
             raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
@@ -77,6 +127,8 @@ class Setup:
             raise OptionError(
                 f"{self.method} measures prompts with other rows' completions, anew each epoch", where="reference.cache", fix=fix
             )
+        if self.row.online is not None:
+            check_online(self, self.row.online)
 
 
 def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], stack: ExitStack, say: Say) -> Job:
@@ -104,7 +156,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         compile_layers(base_of(model.model))
     lay_out = stack.enter_context(model.laid_out(layout, "judged" if setup.row.data == "judgements" else setup.pairs))
     micros = passes(trees, setup.train.micro_tokens, padded=layout == "padded")
-    reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.row.needs_reference else None
+    reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.needs_reference else None
     job = Job(
         method=setup.row,
         options=setup.options,
@@ -116,7 +168,10 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         load=load,
         padded=layout == "padded",
         learns_RE=who_learns(setup, trees, model.device),
+        **(_online(setup, model, precision) if setup.row.online else {}),
     )
+    if reference is not None:
+        reference.temperature = job.temperature
     if reference is not None and setup.reference.path is None:
         check_start(job, trees[:4])
     return job
@@ -144,6 +199,23 @@ def who_learns(setup: Setup, trees: Sequence[TokenTree], device: torch.device) -
     return (draw < heads.bag).to(device)
 
 
+def _online(setup: Setup, model: LanguageModel, precision: str) -> dict[str, Any]:
+    """What a job has besides when it learns from its own samples."""
+    online, held = setup.row.online, setup.held
+    assert online is not None
+    critic, rate = None, setup.learning_rate
+    if online.has_critic:
+        critic = build_critic(setup.critic, setup.train, model.model, path=model.path, learning_rate=rate, precision=precision)
+    in_loss = held.place == "loss" and held.coefficient
+    return {
+        "critic": critic,
+        "penalty": Penalty(float(held.coefficient or 0), held.estimator or "k2", held.ratio) if in_loss else None,
+        "entropy": setup.online.entropy,
+        "room": setup.rollout.max_new_tokens,
+        "temperature": setup.rollout.temperature if "advantages" in online.gives else 1.0,
+    }
+
+
 def compile_layers(base: Any) -> None:
     """torch.compile every decoder layer, for batches of any size; attention over trees stays as it is.
 
@@ -163,9 +235,9 @@ def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree],
     Raises:
         TrainingError: more than the machine has; with the options that take less.
     """
-    sizes = sorted((tree.packed_tokens for tree in trees), reverse=True)
+    sizes = sorted((setup.size(tree) for tree in trees), reverse=True)
     base = base_of(model.model)
-    copied = setup.row.needs_reference and not setup.reference.cache and (setup.reference.path is not None or not setup.lora.rank)
+    copied = setup.needs_reference and not setup.reference.cache and (setup.reference.path is not None or not setup.lora.rank)
     load = load_of(
         model.model,
         setup.train,

@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from prefopt.exact import World
+from prefopt.losses.methods import METHODS
 from prefopt.verify import population as drawn
+from prefopt.verify import sampled as s
 from prefopt.verify import theory as t
-from prefopt.verify.learn import Kind
+from prefopt.verify.learn import Kind, learn
 from prefopt.verify.population import Counts, Population
+from prefopt.verify.sampled import Everything
 
 PROMPTS = ((1, 2), (2, 1))
 MANY = World(PROMPTS, 3, 3, ((3, 1, 4, 2, 1, 4, 2, 3, 1, 2, 4, 3, 1, 2, 3), (2, 4, 1, 3, 3, 1, 2, 4, 1, 3, 2, 1, 4, 2, 1)))
@@ -157,18 +160,52 @@ class Claim:
     method: str
     says: str
     learns_from: Callable[[], Population]
-    distance: t.Check
+    distance: Callable[[Any], float]
     options: Mapping[str, Any] = field(default_factory=dict)
     mix: Mapping[str, float] = field(default_factory=dict)
     """apo_down alone lowers everything and has no optimum but on the edge."""
     patience: int = 1
     """How many times the usual steps it needs: three where the minimum lies at the edge, with completions of probability 0."""
     learners: tuple[Kind, ...] = ("table", "transformer")
+    bound: float | None = None
+    """The largest distance allowed, where it is not that of the learner."""
+
+    def tried(self, learner: Kind) -> float:
+        """Learn, and measure the distance."""
+        return self.distance(learn(self.method, self.learns_from(), self.options, learner, mix=self.mix, patience=self.patience))
+
+
+@dataclass(frozen=True)
+class SampledClaim(Claim):
+    """The same of a method that samples its own answers: every answer stands for itself, as often as the policy would give it.
+
+    `distance` is a function of `sampled.Everything`. Groups have `size` answers; KL has the coefficient `kl` in the reward.
+    """
+
+    size: int = 1
+    kl: float = 0.0
+
+    def tried(self, learner: Kind) -> float:
+        """Learn from everything there is, and measure the distance."""
+        whole = Everything(METHODS[self.method], self.options, self.learns_from(), learner, size=self.size, kl=self.kl)
+        return self.distance(whole)
+
+
+def answered() -> Population:
+    """Every answer, weighed by its probability under the policy."""
+    return drawn.demonstrations(MANY, np.array(MANY.strengths))
 
 
 OPTIMUM = "the Boltzmann optimum ref e^(r/β)/Z"
 SLOPES = "pi in proportion to the slopes: "
 HALF = {"beta": 0.5}
+
+
+def _gradient(method: str, loss: s.Loss, options: Mapping[str, Any] | None = None, *, size: int = 1, kl: float = 0.0) -> SampledClaim:
+    """The expected gradient is that of `loss`, whose docstring says what it is."""
+    says = f"the gradient of {(loss.__doc__ or '').partition('. ')[0].rstrip('.')}"
+    return SampledClaim(method, says, answered, s.gradient(loss), options or {}, size=size, kl=kl, bound=1e-4)
+
 
 CLAIMS: tuple[Claim, ...] = (
     # demonstrations
@@ -225,6 +262,29 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("reward_graded", "soft: the margins themselves", with_margins, t.margins, {"form": "soft"}),
     Claim("orm", "the log-odds of thumbs up", thumbs, t.log_odds),
     Claim("prm", "the share of right steps at each prefix", steps, t.step_shares, patience=3),
+    # the policy's own samples: gradients
+    _gradient("reinforce", s.objective, kl=0.5),
+    _gradient("reinforce_pp", s.objective, kl=0.5),
+    _gradient("reinforce_pp_baseline", s.objective, size=2),
+    _gradient("remax", s.objective, kl=0.5),
+    _gradient("rloo", s.objective, size=2, kl=0.5),
+    _gradient("ppo", s.objective, {"lam": 1.0}, kl=0.5),
+    _gradient("dr_grpo", s.objective, size=2, kl=0.5),
+    _gradient("grpo", s.signs_per_token, size=2),
+    _gradient("gspo", s.signs_per_token, size=2),
+    _gradient("dapo", s.signs, size=2),
+    _gradient("cispo", s.signs, size=2),
+    _gradient("online_dpo", s.online_dpo, HALF, size=2),
+    _gradient("iterative_dpo", s.online_dpo, HALF, size=2),
+    _gradient("online_ipo", s.online_ipo, HALF, size=2),
+    _gradient("xpo", s.xpo, {"beta": 0.5, "alpha": 0.1}, size=2),
+    # ... and where they lead
+    *(SampledClaim(name, OPTIMUM, answered, s.learned(s.boltzmann), kl=0.5) for name in ("reinforce", "remax")),
+    SampledClaim("ppo", OPTIMUM, answered, s.learned(s.boltzmann), {"lam": 1.0}, kl=0.5),
+    *(SampledClaim(name, OPTIMUM, answered, s.learned(s.boltzmann, 0.4), size=2, kl=0.5) for name in ("rloo", "dr_grpo")),
+    SampledClaim("best_of_n", "the law of the best of two", answered, s.imitated(s.best_of_two), size=2),
+    SampledClaim("rejection_sampling", "ref where r >= 1", answered, s.imitated(s.good), {"threshold": 1.0}),
+    SampledClaim("star", "ref where r >= 1", answered, s.imitated(s.good), {"threshold": 1.0}),
 )
 """h is log pi/ref of a completion (u of a chosen, v of a rejected one), n its tokens, p how often good beats bad, and λ what makes a law
 sum to 1 (in slic, cpo and dpop an option of that name)."""

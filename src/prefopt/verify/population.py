@@ -73,12 +73,15 @@ class Population:
         """The batch of some draws, over the row; as `pack` makes it but for the positions."""
         key = tuple((tree.index, id(tree.branches[0])) for tree in trees)
         if key not in self._batches:
-            batch = pack(trees, pairs="judged")
-            place = torch.tensor([self.places[prefix] for prefix in _prefixes(trees)])
-            moved: dict[str, Any] = {name: place[getattr(batch, name)] for name in ("source_T", "last_S", "step_index_J")}
-            row = self._row
-            self._batches[key] = replace(batch, **moved, ids_BC=row.ids_BC, positions_BC=row.positions_BC, spans=row.spans)
+            self._batches[key] = self.led_to_the_row(trees)
         return self._batches[key]
+
+    def led_to_the_row(self, trees: Sequence[TokenTree]) -> Batch:
+        """The same, of trees that will not come again."""
+        batch, row = pack(trees, pairs="judged"), self._row
+        place = torch.tensor([self.places[prefix] for prefix in _prefixes(trees)])
+        moved: dict[str, Any] = {name: place[getattr(batch, name)] for name in ("source_T", "last_S", "step_index_J")}
+        return replace(batch, **moved, ids_BC=row.ids_BC, positions_BC=row.positions_BC, spans=row.spans)
 
 
 def demonstrations(world: World, drawn: Counts) -> Population:

@@ -1,0 +1,67 @@
+"""Settings of methods that learn from their own samples: combinations that cannot mean what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prefopt.errors import OptionError
+from prefopt.losses.online import Online
+from prefopt.settings import CriticSettings
+from prefopt.training import distributed
+
+if TYPE_CHECKING:
+    from prefopt.training.setup import Setup
+
+Wrong = tuple[bool, str, str, str]
+"""Whether it is wrong, where, what, and how to mend it."""
+
+
+def check_online(setup: Setup, online: Online) -> None:
+    """Refuse an option that would be ignored, or that breaks what the method rests on.
+
+    Raises:
+        OptionError: the first that is wrong.
+    """
+    for wrong, where, what, fix in (*_samples(setup, online), *_penalty(setup), *_rest(setup, online)):
+        if wrong:
+            raise OptionError(what, where=where, fix=fix)
+
+
+def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
+    rollout = setup.rollout
+    compared = "group" in online.arguments
+    what = f"{setup.method} compares the answers to a prompt, and there is one"
+    yield compared and rollout.samples < 2, "rollout.samples", what, f"set rollout.samples={online.samples}"
+    yield online.explores and setup.rollout.samples < 2, "rollout.samples", what, "set rollout.samples=2"
+    ratios = "advantages" in online.gives
+    what = "greedy answers are no samples of the policy, whose log-probs the loss is made of"
+    yield ratios and rollout.temperature == 0, "rollout.temperature", what, "set rollout.temperature=1"
+    what = "answers cut to a nucleus are no samples of the policy: every ratio would be wrong"
+    yield ratios and rollout.top_p < 1, "rollout.top_p", what, "set rollout.top_p=1"
+
+
+def _penalty(setup: Setup) -> Iterator[Wrong]:
+    kl, held = setup.kl, setup.held
+    yield (kl.target and kl.budget) is not None, "kl.budget", "a target and a budget both steer the coefficient", "leave one of them out"
+    steered = kl.target is not None or kl.budget is not None
+    yield steered and not held.coefficient, "kl.coefficient", "0 cannot be steered", "leave it out, or start above 0"
+    alone = held.place == "loss" and held.estimator == "k1" and not held.ratio and bool(held.coefficient)
+    fix = "set kl.estimator=k2 or k3, or kl.ratio=true"
+    yield alone, "kl.estimator", "k1 in the loss has no gradient on average", fix
+    outside = held.place != "loss"
+    yield kl.ratio and outside, "kl.ratio", "there is no KL term in the loss to multiply", "set kl.place=loss, or leave it out"
+    what = "in rewards and advantages the estimate is k1, which alone is right there"
+    yield kl.estimator not in (None, "k1") and outside, "kl.estimator", what, "set kl.place=loss, or leave it out"
+
+
+def _rest(setup: Setup, online: Online) -> Iterator[Wrong]:
+    ratios, settings = "advantages" in online.gives, setup.online
+    where = {"advantage": "kl.place", "loss": ""}.get(str(setup.held.place), "")
+    yield bool(where) and not ratios, where, f"{setup.method} has no advantages", "set kl.place=reward or loss"
+    for name, value in (("whiten", settings.whiten), ("importance_cap", settings.importance_cap), ("entropy", settings.entropy)):
+        yield bool(value) and not ratios, f"online.{name}", f"{setup.method} has no advantages", "leave it out"
+    yield setup.critic != CriticSettings() and not online.has_critic, "critic", f"{setup.method} has no critic", "leave it out"
+    yield setup.critic.shared and setup.critic.path is not None, "critic.path", "a shared critic is a head on the policy", "leave one out"
+    yield setup.reference.cache, "reference.cache", "answers that are sampled later cannot be in a cache", "set reference.cache=false"
+    yield distributed.world_size() > 1, setup.method, "methods that sample run in one process", "start it without torchrun"

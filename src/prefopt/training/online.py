@@ -1,0 +1,367 @@
+"""The stream of methods that learn from their own samples: round after round of sampling, judging and measuring.
+
+    prompts -> samples of the policy as it is -> rewards -> log-probs by the trainer -> KL and its coefficient -> advantages (or ranks, or a
+    choice) -> token trees -> the steps of the round, by the same loop as everything else
+
+Which prompts a round asks, and every random number of its samples, is a function of (seed, round), so a run that was stopped goes on to the
+bit: a round that was under way lies in the checkpoint. Every answer with its reward is kept in rollouts/.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prefopt.errors import DataError, RewardError
+from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
+from prefopt.model.attention import own_attention
+from prefopt.model.forward import base_of
+from prefopt.pack.plan import Plan
+from prefopt.rollout.local import LocalSampler
+from prefopt.rollout.policy import LanguageModel
+from prefopt.rollout.rewards import Reward, Rolled
+from prefopt.rollout.sampler import Sample
+from prefopt.training.job import Job
+from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, measure, to_tensors, trees_of, untold
+from prefopt.training.setup import Setup
+from prefopt.types import TokenTree, plain
+
+EVALUATION = 2**31
+"""The round number that draws the random numbers of held-out answers."""
+Watch = Callable[[int, Sequence[Group], Mapping[str, float]], str]
+"""Told of every round: its number, its judged answers and its metrics; a reason to stop the run, or ""."""
+
+
+class Rounds:
+    """See the module; a `Stream`.
+
+    Args:
+        setup: the method and its settings.
+        job: what is trained.
+        model: the same as a language model, for its renderer.
+        train: prompts, trees without branches.
+        heldout: likewise.
+        reward: judges the answers.
+        out: the run folder.
+        say: prints a line.
+        watch: see `Watch`.
+
+    Raises:
+        DataError: a prompt leaves no room for an answer, or lacks what the reward reads.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        job: Job,
+        model: LanguageModel,
+        train: Sequence[TokenTree],
+        heldout: Sequence[TokenTree],
+        reward: Reward,
+        *,
+        out: Path,
+        say: Callable[[str], None],
+        watch: Sequence[Watch] = (),
+    ) -> None:
+        assert setup.row.online is not None
+        self.setup, self.job, self.model, self.reward, self.online = setup, job, model, reward, setup.row.online
+        self.train, self.heldout, self.out, self.say, self.watch = train, heldout, out, say, watch
+        per_round, self.per_pass = setup.round_size(len(train))
+        self.per_steps = setup.online.epochs * self.per_pass
+        self.plan = Plan(len(train), per_round, setup.train.seed)
+        self.controller = controller(setup)
+        self.baseline: float | None = None
+        self.round: Round | None = None
+        self.within: dict[str, Tensor] = {}
+        self.reason = ""
+        self.first = self._weights() if self.online.anew == "policy" else {}
+        self._check()
+
+    # --- the stream
+
+    @property
+    def ended(self) -> str:
+        """See `Stream`."""
+        return self.reason
+
+    def step(self, step: int) -> list[TokenTree]:
+        """See `Stream`; the first step of a round samples it."""
+        number, at = divmod(step, self.per_steps)
+        if self.round is None or self.round.number != number:
+            self.round = self._new(number)
+        return self.round.part(at, self.per_pass, self.setup.train.seed)
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """The round's, with its first step."""
+        return self.round.metrics if self.round is not None and step % self.per_steps == 0 else {}
+
+    def evaluate(self) -> dict[str, float]:
+        """Reward, length and, with a reference, KL of one answer to each held-out prompt."""
+        groups = self._ask(self.heldout, EVALUATION, samples=1)
+        found = {name: value for name, value in summary(groups).items() if name in ("reward", "completions/mean_length")}
+        if self.job.reference is not None and groups:
+            found["objective/kl"] = self._kl(groups)
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def finish(self) -> str:
+        """Where a budget was asked for: measure the KL once more, and take back the last weights that kept it if these do not."""
+        if not isinstance(self.controller, KLBudget):
+            return ""
+        groups = self._ask([self.train[i] for i in self.plan.step(0)], EVALUATION + 1, samples=self.setup.rollout.samples)
+        kl, budget = self._kl(groups), self.controller.budget
+        if self.controller.within(kl):
+            return f"KL to the reference is {kl:.3g} nats an answer, within its budget of {budget:g}"
+        if not self.within:
+            return f"KL to the reference is {kl:.3g} nats an answer, beyond its budget of {budget:g}, and was never within it"
+        self._put(self.within)
+        return f"KL to the reference was {kl:.3g} nats an answer, beyond its budget of {budget:g}: keeping the last weights within"
+
+    def state(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """See `Stream`; the round under way, if there is one."""
+        plain = {"controller": self.controller.state(), "baseline": self.baseline, "round": None}
+        tensors = {f"within/{name}": tensor for name, tensor in self.within.items()}
+        if self.round is not None and step % self.per_steps:
+            plain["round"] = self.round.number
+            tensors |= {f"round/{name}": tensor for name, tensor in to_tensors(self.round.trees).items()}
+        return tensors, plain
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """See `Stream`."""
+        self.controller.load(state["controller"])
+        self.baseline = state["baseline"]
+        self.within = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("within/")}
+        if state["round"] is not None:
+            stored = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("round/")}
+            by_index = {tree.index: tree for tree in self.train}
+            self.round = Round(state["round"], from_tensors(stored, by_index.__getitem__))
+
+    # --- one round
+
+    def _new(self, number: int) -> Round:
+        """Sample, judge, measure, and make what the loss reads."""
+        self._renew()
+        asked, groups = self._gather(number)
+        metrics = summary(groups) | {"rollouts/unjudged": float(asked - sum(len(group.answers) for group in groups))}
+        trees = self._learn_from(groups, metrics) if groups else []
+        self._record(number, groups)
+        for watch in self.watch:
+            self.reason = self.reason or watch(number, groups, metrics)
+        return Round(number, trees, metrics)
+
+    def _learn_from(self, groups: Sequence[Group], metrics: dict[str, float]) -> list[TokenTree]:
+        """The trees of the round; adds what was found out to its metrics."""
+        measured = measure(self.job, [untold(group) for group in groups]) if self._has_to_measure() else []
+        made = Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
+        drift_S = made.drift_of_answers()
+        if drift_S is not None:
+            metrics["objective/kl"] = float(drift_S.mean())
+            self._steer(float(drift_S.mean()), len(drift_S))
+            metrics["kl/coefficient"] = self.controller.coefficient
+        made.coefficient = self.controller.coefficient
+        columns = made.columns(self.online)
+        found = self.online(columns, self.setup.options)
+        if "returns" in found:
+            metrics["critic/vf_explained_var"] = explained(columns["values"], found["returns"])
+        if "baseline" in found:
+            self.baseline = float(found["baseline"])
+            metrics["reward_baseline"] = self.baseline
+        whitened = self.setup.online.whiten if self.setup.online.whiten is not None else self.online.whiten
+        trees = trees_of(groups, made.signals(found, whitened=whitened), found, self.setup.train.micro_tokens)
+        metrics["rollouts/learned_from"] = float(sum(len(tree.branches) for tree in trees))
+        return trees
+
+    def _has_to_measure(self) -> bool:
+        """Whether anything but the step's own forward pass is needed: not where all of a round is one step without a KL to know."""
+        ratios = "advantages" in self.online.gives and (self.per_steps > 1 or self.setup.online.importance_cap is not None)
+        held = self.setup.held
+        steered = held.target is not None or held.budget is not None or (bool(held.coefficient) and held.place != "loss")
+        return ratios or steered or self.online.has_critic
+
+    def _steer(self, kl: float, answers: int) -> None:
+        """Move the coefficient; remember weights that keep the budget, and end the run when it cannot be kept."""
+        budget = self.controller
+        budget.update(kl, answers)
+        if self.job.penalty is not None:
+            self.job.penalty.coefficient = budget.coefficient
+        if isinstance(budget, KLBudget):
+            if budget.within(kl):
+                self.within = self._weights()
+            elif budget.spent:
+                what = f"KL was {kl:.3g} nats an answer, above its budget of {budget.budget:g} for {budget.above} rounds in a row"
+                self.reason = f"{what}, although the coefficient rose to {budget.coefficient:.3g}"
+
+    def _renew(self) -> None:
+        """What a method sets anew at the start of a round."""
+        if self.online.anew == "reference" and self.job.reference is not None:
+            self.job.reference.sync(self.job.model, 1.0)
+        if self.online.anew == "policy":
+            self._put(self.first)
+            for optimizer in self.job.optimizer.optimizers:
+                optimizer.state.clear()
+
+    # --- sampling and judging
+
+    def _gather(self, number: int) -> tuple[int, list[Group]]:
+        """How many answers were asked for, and the prompts of the round with those that could be judged."""
+        rows, kept, seen, asked = self.plan.step(number), [], set[int](), 0
+        wanted, samples = len(rows), self.setup.rollout.samples
+        dynamic = self.online.dynamic if self.setup.online.dynamic is None else self.setup.online.dynamic
+        for draw in range(self.setup.online.draws if dynamic else 1):
+            seen.update(rows)
+            groups = self._ask([self.train[i] for i in rows], number, draw, samples=samples)
+            asked += len(rows) * samples
+            kept += [group for group in groups if not (dynamic and group.flat)]
+            rest = np.random.default_rng([self.setup.train.seed, number, draw, 1]).permutation(len(self.train))
+            rows = [int(i) for i in rest if i not in seen][: wanted - len(kept)]
+            if not rows:
+                break
+        return asked, kept[:wanted]
+
+    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[Group]:
+        """Answers to each prompt, judged; those that could not be are left out, and prompts without any."""
+        settings = replace(self.setup.rollout, samples=samples, seed=self._seed(*stamp))
+        own = samples - 1 if self.online.explores and samples > 1 else samples
+        drawn = self._sample(prompts, replace(settings, samples=own), self.job.model)
+        mine = [[True] * own for _ in prompts]
+        if own < samples and self.job.reference is not None:
+            with self.job.reference.sampling() as model:
+                other = self._sample(prompts, replace(settings, samples=1, seed=self._seed(*stamp, 1)), model)
+            drawn = [[*a, *b] for a, b in zip(drawn, other, strict=True)]
+            mine = [[*flags, False] for flags in mine]
+        greedy = [float("nan")] * len(prompts)
+        if "greedy" in self.online.arguments:
+            best = self._sample(prompts, replace(settings, samples=1, temperature=0.0), self.job.model)
+            greedy = [row[0].score for row in self._judge(prompts, best, [[True]] * len(prompts))]
+        judged = self._judge(prompts, drawn, mine)
+        groups = [
+            Group(prompt, tuple(answer for answer in answers if answer.verdict.value is not None), score)
+            for prompt, answers, score in zip(prompts, judged, greedy, strict=True)
+        ]
+        return [group for group in groups if group.answers and ("greedy" not in self.online.arguments or not math.isnan(group.greedy))]
+
+    def _sample(self, prompts: Sequence[TokenTree], settings: Any, model: Any) -> list[list[Sample]]:
+        texts = all(tree.example is not None and isinstance(tree.example.prompt, str) for tree in prompts)
+        decode = self.model.renderer.decode if texts else self.model.renderer.answer
+        with own_attention(base_of(model), base_of(self.job.model)):
+            return LocalSampler(base_of(model), self.model.renderer.stop_ids, decode).sample([tree.prompt for tree in prompts], settings)
+
+    def _judge(self, prompts: Sequence[TokenTree], drawn: Sequence[Sequence[Sample]], mine: Sequence[Sequence[bool]]) -> list[list[Answer]]:
+        rolled = [Rolled(_row(tree), sample) for tree, samples in zip(prompts, drawn, strict=True) for sample in samples]
+        try:
+            found = self.reward.judge(rolled)
+            if found and all(verdict.value is None for verdict in found):
+                what = f"none of {len(found)} answers could be judged: {found[0].note}"
+                raise RewardError(what, where="reward", fix="mend the reward and give the same command again")
+        except RewardError as error:
+            path = self.out / "rollouts" / "unjudged.jsonl"
+            _write(path, ({"prompt": plain(answer.example.prompt), "completion": answer.sample.text} for answer in rolled))
+            fix = " ".join(part for part in (error.fix, f"(the answers are kept in {path})") if part)
+            raise RewardError(error.what, where=error.where, fix=fix) from error
+        verdicts = iter(found)
+        return [
+            [Answer(sample, next(verdicts), own) for sample, own in zip(samples, flags, strict=True)]
+            for samples, flags in zip(drawn, mine, strict=True)
+        ]
+
+    def _seed(self, *stamp: int) -> int:
+        """Of the samples of one call, whatever was sampled before."""
+        words = np.random.SeedSequence([self.setup.train.seed, self.setup.rollout.seed, *stamp]).generate_state(2)
+        return int(words[0]) << 20 | int(words[1]) >> 12
+
+    def _kl(self, groups: Sequence[Group]) -> float:
+        """KL to the reference, nats an answer, estimated on the policy's samples."""
+        measured = measure(self.job, [untold(group) for group in groups])
+        return float(np.mean([(part["old_logps"] - part["ref_logps"]).sum(dtype=np.float64) for part in measured]))
+
+    # --- weights, files, checks
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: master.detach().cpu().clone() for name, master in self.job.optimizer.weights.masters.items()}
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, master in self.job.optimizer.weights.masters.items():
+            master.copy_(weights[name])
+        self.job.optimizer.weights.publish()
+
+    def _record(self, number: int, groups: Sequence[Group]) -> None:
+        """Every judged answer of the round, for people and for later training: a ranking of scored completions a line."""
+        rows = (
+            {
+                "prompt": plain(_row(group.prompt).prompt),
+                "completions": [answer.sample.text for answer in group.answers],
+                "scores": [answer.score for answer in group.answers],
+                "parts": [dict(answer.verdict.parts) for answer in group.answers],
+                "finished": [answer.sample.finished for answer in group.answers],
+                "where": group.prompt.where,
+            }
+            for group in groups
+        )
+        _write(self.out / "rollouts" / f"round-{number + 1:06d}.jsonl", rows)
+
+    def _check(self) -> None:
+        limit, room = self.model.max_length, self.setup.rollout.max_new_tokens
+        for tree in (*self.train, *self.heldout):
+            if limit is not None and len(tree.prompt) + room > limit:
+                what = f"the prompt has {len(tree.prompt)} tokens, with {room} new ones more than the model's {limit}"
+                raise DataError(what, where=tree.where, fix="lower rollout.max_new_tokens, or leave longer prompts out (data.max_length)")
+        self.reward.check([_row(tree) for tree in (*self.train, *self.heldout)])
+
+
+def controller(setup: Setup) -> FixedKL:
+    """What sets the coefficient of the KL penalty."""
+    held = setup.held
+    coefficient = float(held.coefficient or 0.0)
+    if held.budget is not None:
+        return KLBudget(held.budget, initial=coefficient)
+    if held.target is not None:
+        return AdaptiveKL(coefficient, held.target, held.horizon)
+    return FixedKL(coefficient)
+
+
+def summary(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards and lengths of a round under the names users know."""
+    answers = [answer for group in groups for answer in group.answers]
+    if not answers:
+        return {}
+    lengths = np.array([len(answer.sample.ids) for answer in answers])
+    spreads = [np.std([answer.score for answer in group.answers], ddof=1) for group in groups if len(group.answers) > 1]
+    parts = {name: [answer.verdict.parts[name] for answer in answers if name in answer.verdict.parts] for name in answers[0].verdict.parts}
+    return {
+        "reward": float(np.mean([answer.score for answer in answers])),
+        "reward_std": float(np.mean(spreads)) if spreads else float(np.std([answer.score for answer in answers])),
+        **{f"rewards/{name}/mean": float(np.mean(values)) for name, values in parts.items()},
+        "frac_reward_zero_std": float(np.mean([group.flat for group in groups])),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(np.mean([not answer.sample.finished for answer in answers])),
+    }
+
+
+def explained(values: Tensor, returns: Tensor) -> float:
+    """The share of the returns' variance that the critic knew: 1 - Var(R - V)/Var(R); 0 where the returns have none."""
+    total = float(returns.double().var(correction=0))
+    return 1 - float((returns.double() - values.double()).var(correction=0)) / total if total else 0.0
+
+
+def _row(tree: TokenTree) -> Any:
+    assert tree.example is not None
+    return tree.example
+
+
+def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
+    """Whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(draft, path)
