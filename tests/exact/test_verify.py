@@ -28,7 +28,7 @@ def test_every_method_has_a_claim_and_every_claim_a_method() -> None:
     assert {claim.method for claim in CLAIMS} == METHODS.keys()
     for claim in CLAIMS:
         METHODS[claim.method].check_options(claim.options, claim.mix)
-    assert [claim.method for claim in CLAIMS if "transformer" not in claim.learners] == ["discopop"]
+    assert [claim.method for claim in CLAIMS if "transformer" not in claim.learners] == ["discopop", "rloo", "remax", "dr_grpo"]
 
 
 # --- populations --------------------------------------------------------------------------------------------------------
