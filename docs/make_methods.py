@@ -220,6 +220,7 @@ def example(name: str, method: Method, recipe: Recipe) -> list[str]:
     lead = f"Rows of `{recipe.data}` look like one of these, or have any other layout of [Data](../data.md):"
     data = ["## Data", "", lead, "", *fenced(rows, "json")] if rows else []
     first = next((f" {key}={plain(value)}" for key, value in method.options.items() if value is not None), "")
+    first = " reward.verifier=math" if method.online else first
     commands = (
         f"prefopt train {name} --model ./my-model --data {recipe.data} --out runs/{name}{first}",
         f"prefopt run recipes/methods/{name}.yaml model.path=./my-model data.path={recipe.data}",
@@ -236,7 +237,7 @@ def proof(name: str) -> list[str]:
     for claim in claims:
         given = ", ".join(f"`{key}={plain(value)}`" for key, value in claim.options.items())
         mixed = ", ".join(f"`mix.{key}={weight:g}`" for key, weight in claim.mix.items())
-        bounds = ", ".join(f"{BOUNDS[kind]:g} ({kind})" for kind in claim.learners)
+        bounds = ", ".join(f"{BOUNDS[kind] if claim.bound is None else claim.bound:g} ({kind})" for kind in claim.learners)
         source = (inspect.getdoc(claim.learns_from) or "").partition("\n")[0]
         rows.append((marked(claim.says), marked(source), ", ".join(filter(None, (given, mixed))), bounds))
     told = f"`prefopt verify {name}` trains it where its optimum is known and measures the distance (h is log pi/ref of a completion)."

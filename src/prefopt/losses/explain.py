@@ -78,7 +78,10 @@ def _lines(name: str, method: Method) -> list[str]:
 def logged(method: Method) -> list[tuple[str, str]]:
     """Every metric a method logs, and what it is."""
     found = [(key, UNITS_OF_METRICS[key]) for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))]
-    return found + (list(METRICS_OF_ROUNDS.items()) if method.online else [])
+    if method.online is None:
+        return found
+    sides = ("rewards/", "logps/")  # of pairs, which only some of them make
+    return [row for row in found if method.unit == "pair" or not row[0].startswith(sides)] + list(METRICS_OF_ROUNDS.items())
 
 
 def plain(value: object) -> str:
