@@ -236,7 +236,7 @@ class Run:
         if name is None:
             return
         with torch.random.fork_rng(devices=[]):
-            known = evaluate(self.job, self.data.heldout[:1])
+            known = self.stream.evaluate(first=1)
         if name not in known:
             raise OptionError(f"{name} is not measured", where="train.keep_best", fix=did_you_mean(name, known))
 

@@ -104,9 +104,9 @@ class Rounds:
         """The round's, with its first step."""
         return self.round.metrics if self.round is not None and step % self.per_steps == 0 else {}
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, first: int | None = None) -> dict[str, float]:
         """Reward, length and, with a reference, KL of one answer to each held-out prompt."""
-        groups = self._ask(self.heldout, EVALUATION, samples=1)
+        groups = self._ask(self.heldout[:first], EVALUATION, samples=1)
         found = {name: value for name, value in summary(groups).items() if name in ("reward", "completions/mean_length")}
         if self.job.reference is not None and groups:
             found["objective/kl"] = self._kl(groups)

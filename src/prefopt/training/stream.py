@@ -29,8 +29,8 @@ class Stream(Protocol):
         """What is to be logged with the step besides its own metrics."""
         ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Metrics on the held-out rows, under names that begin with "eval/"."""
+    def evaluate(self, first: int | None = None) -> dict[str, float]:
+        """Metrics on the held-out rows, or on the first of them, under names that begin with "eval/"."""
         ...
 
     def finish(self) -> str:
@@ -62,9 +62,9 @@ class Rows:
         """Nothing."""
         return {}
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, first: int | None = None) -> dict[str, float]:
         """See `Stream`."""
-        return evaluate(self.job, self.heldout)
+        return evaluate(self.job, self.heldout[:first])
 
     def finish(self) -> str:
         """Nothing."""
