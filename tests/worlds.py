@@ -68,8 +68,8 @@ def run(
     data = Prepared(rows_for(method, rows), rows_for(method, heldout, seed=9, start=rows), Preflight(None, None))
     if METHODS[method].online:
         changes = {"rollout": rollout(method), "reward": EvenTokens(), **changes}
-    reward = changes.pop("reward", None)
-    return fit(Setup(method=method, train=settings, **changes), model or language_model(method), data, out=out, reward=reward)
+    judged = {name: changes.pop(name) for name in ("reward", "watch") if name in changes}
+    return fit(Setup(method=method, train=settings, **changes), model or language_model(method), data, out=out, **judged)
 
 
 def rollout(method: str, **changes: Any) -> RolloutSettings:

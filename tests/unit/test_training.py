@@ -44,7 +44,7 @@ def test_every_method_trains_and_saves_a_model_that_transformers_opens(method: s
     losses = losses_of(tmp_path)
     assert len(losses) == found.steps == 4
     assert all(map(math.isfinite, losses))
-    assert {"grad_norm", "lr", "eval/loss"} <= set(found.metrics)
+    assert {"grad_norm", "lr", "eval/reward" if METHODS[method].online else "eval/loss"} <= set(found.metrics)
     scorer = METHODS[method].reads == "scores"
     opened = (AutoModelForSequenceClassification if scorer else AutoModelForCausalLM).from_pretrained(found.model)
     start = language_model(method).model.state_dict()

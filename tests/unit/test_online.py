@@ -1,0 +1,330 @@
+"""Learning from one's own samples: rounds, resuming in the middle of one, KL and its budget, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prefopt.errors import OptionError, RewardError
+from prefopt.losses.kl import KLBudget
+from prefopt.losses.methods import METHODS
+from prefopt.losses.online import Online
+from prefopt.rollout.rewards import Rolled, Verdict
+from prefopt.rollout.sampler import Sample
+from prefopt.settings import CriticSettings, KLSettings, OnlineSettings, ReferenceSettings, TrainSettings
+from prefopt.training import online as stream
+from prefopt.training.fit import FitResult
+from prefopt.training.rounds import Answer, Group, Made, from_tensors, to_tensors, trees_of
+from prefopt.training.setup import Setup
+from prefopt.types import Example, TokenTree
+from tests.worlds import EvenTokens, metrics_of, rollout, run
+
+SEVERAL = OnlineSettings(prompts=8, epochs=2)
+"""With four prompts a step: two passes of two steps, four steps a round."""
+
+
+def trained(out: Path, method: str = "ppo", **changes: Any) -> FitResult:
+    """Two rounds of four steps each."""
+    train = {"steps": 8, "batch_size": 4, **changes.pop("train", {})}
+    return run(out, method, train=train, **{"online": SEVERAL, **changes})
+
+
+def weights(found: FitResult) -> dict[str, torch.Tensor]:
+    return load_file(found.model / "model.safetensors")
+
+
+# --- rounds -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_sampled_once_and_read_in_every_pass(tmp_path: Path) -> None:
+    trained(tmp_path, rows=8)
+    rows = metrics_of(tmp_path)
+    assert ["reward" in row for row in rows] == [True, False, False, False] * 2
+    assert [row["policy/approxkl"] == pytest.approx(0, abs=1e-9) for row in rows][::4] == [True, True]
+    assert all(row["policy/approxkl"] > 1e-9 for row in rows[1:4])
+    files = sorted(path.name for path in (tmp_path / "rollouts").iterdir())
+    assert files == ["round-000001.jsonl", "round-000002.jsonl"]
+    kept = [json.loads(line) for line in (tmp_path / "rollouts" / files[0]).read_text().splitlines()]
+    assert len(kept) == 8
+    assert kept[0]["prompt"] == "asked"
+    assert np.mean([score for row in kept for score in row["scores"]]) == pytest.approx(rows[0]["reward"])
+
+
+@pytest.mark.parametrize("method", ["ppo", "reinforce", "grpo", "star", "iterative_dpo"])
+def test_a_run_that_was_stopped_in_the_middle_of_a_round_goes_on_to_the_bit(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(tmp_path / "whole", method)
+    monkeypatch.setattr(stream.Rounds, "step", _until(6, stream.Rounds.step))
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "cut", method, train={"save_every": 1})
+    monkeypatch.undo()
+    monkeypatch.setattr(stream.Rounds, "_new", _only_after(1, stream.Rounds._new))
+    again = trained(tmp_path / "cut", method, train={"save_every": 1})
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[name]), name
+
+
+def _until(last: int, step: Any) -> Any:
+    def stopped(self: Any, number: int) -> Any:
+        if number == last:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    return stopped
+
+
+def _only_after(last: int, new: Any) -> Any:
+    def refused(self: Any, number: int) -> Any:
+        assert number > last, "the round under way was sampled again"
+        return new(self, number)
+
+    return refused
+
+
+def test_the_reward_goes_up(tmp_path: Path) -> None:
+    train = {"steps": 25, "batch_size": 8, "learning_rate": 5e-3, "schedule": "constant"}
+    run(tmp_path, "rloo", train=train, rollout=rollout("rloo", samples=8), kl=KLSettings(coefficient=0.0))
+    rewards = [row["reward"] for row in metrics_of(tmp_path)]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
+
+
+def test_without_a_penalty_there_is_no_reference(tmp_path: Path) -> None:
+    run(tmp_path, "grpo", kl=KLSettings(coefficient=0.0))
+    assert not any("kl" in row for row in metrics_of(tmp_path))
+
+
+def test_the_samplers_log_probs_are_the_trainers(tmp_path: Path) -> None:
+    for temperature in (1.0, 0.7):
+        run(tmp_path / str(temperature), "ppo", rollout=rollout("ppo", temperature=temperature))
+        assert max(row["sampling/sampling_logp_difference/mean"] for row in metrics_of(tmp_path / str(temperature))) < 1e-5
+
+
+def test_a_shared_critic_and_an_entropy_bonus(tmp_path: Path) -> None:
+    trained(tmp_path, critic=CriticSettings(shared=True), online=replace(SEVERAL, entropy=0.01, importance_cap=2.0))
+    rows = metrics_of(tmp_path)
+    assert all("entropy" in row and math.isfinite(row["loss/value"]) for row in rows)
+
+
+def test_the_critic_learns(tmp_path: Path) -> None:
+    train = {"steps": 40, "batch_size": 8, "learning_rate": 1e-5, "schedule": "constant"}
+    run(tmp_path, "ppo", train=train, critic=CriticSettings(learning_rate=3e-3, clip=None), online=OnlineSettings(prompts=16, epochs=4))
+    known = [row["critic/vf_explained_var"] for row in metrics_of(tmp_path) if "critic/vf_explained_var" in row]
+    losses = [row["loss/value"] for row in metrics_of(tmp_path)]
+    assert known[-1] > known[0]
+    assert np.mean(losses[-8:]) < np.mean(losses[:8])
+
+
+def test_prompts_without_contrast_are_replaced(tmp_path: Path) -> None:
+    class Half(EvenTokens):
+        """All answers to prompts of even length get 1."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            found = super().judge(rolled)
+            self.count = getattr(self, "count", 0) + 1
+            return [Verdict(1.0) if self.count % 2 else verdict for verdict in found]
+
+    run(tmp_path / "plain", "dapo", reward=Half(), online=OnlineSettings(dynamic=False))
+    run(tmp_path / "dynamic", "dapo", reward=Half())
+    flat = [[row.get("frac_reward_zero_std", 0) for row in metrics_of(tmp_path / name)] for name in ("plain", "dynamic")]
+    assert flat[0][0] == 1.0
+    assert max(flat[1]) < 1.0
+
+
+def test_nothing_to_learn_from_is_a_step_that_is_skipped(tmp_path: Path) -> None:
+    class Same(EvenTokens):
+        """Always 1."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            return [Verdict(1.0) for _ in rolled]
+
+    found = run(tmp_path, "online_dpo", reward=Same())
+    assert found.steps == 4
+    assert [row["skipped_steps"] for row in metrics_of(tmp_path)] == [1.0] * 4
+
+
+# --- KL -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_is_kept_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = {"steps": 30, "batch_size": 8, "learning_rate": 5e-3, "schedule": "constant"}
+    run(tmp_path / "free", "rloo", train=train, kl=KLSettings(coefficient=1e-6), rollout=rollout("rloo", samples=8))
+    free = [row["objective/kl"] for row in metrics_of(tmp_path / "free")]
+    assert max(free) > 2
+    found = run(tmp_path / "held", "rloo", train=train, kl=KLSettings(budget=1.0), rollout=rollout("rloo", samples=8))
+    told = capsys.readouterr().err
+    assert "within its budget of 1" in told or "keeping the last weights within" in told
+    held = metrics_of(tmp_path / "held")
+    assert held[-1]["kl/coefficient"] != held[0]["kl/coefficient"]
+    assert found.steps == len(held)
+
+
+def test_a_budget_that_cannot_be_kept_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr(KLBudget, "RISE", 1.001)
+    train = {"steps": 60, "batch_size": 8, "learning_rate": 2e-2, "schedule": "constant"}
+    found = run(tmp_path, "rloo", train=train, kl=KLSettings(budget=0.05, coefficient=1e-6), rollout=rollout("rloo", samples=8))
+    assert found.stopped == "stopped"
+    assert found.steps < 60
+    assert "above its budget of 0.05 for 10 rounds in a row" in capsys.readouterr().err
+
+
+def test_an_adaptive_coefficient_moves(tmp_path: Path) -> None:
+    run(tmp_path, "rloo", kl=KLSettings(target=5.0, horizon=100))
+    coefficients = [row["kl/coefficient"] for row in metrics_of(tmp_path)]
+    assert coefficients == pytest.approx([0.05 * (1 - 0.2 * 32 / 100) ** (n + 1) for n in range(4)])
+
+
+def group(*answers: tuple[float, int], index: int = 0) -> Group:
+    """A prompt of three tokens with answers of (score, length)."""
+    prompt = TokenTree(prompt=np.arange(3, 6, dtype=np.int32), branches=(), index=index, example=Example(prompt="p"))
+    made = [
+        Answer(Sample(ids=np.full(n, 7, np.int32), logps=np.full(n, -1.0, np.float32), text="", finished=True), Verdict(score))
+        for score, n in answers
+    ]
+    return Group(prompt, tuple(made))
+
+
+def measured(*drifts: list[float]) -> list[dict[str, np.ndarray]]:
+    return [{"old_logps": np.array(d, np.float32) - 1, "ref_logps": np.full(len(d), -1, np.float32)} for d in drifts]
+
+
+GROUPS = [group((1.0, 2), (3.0, 1)), group((0.0, 3), index=1)]
+DRIFTS = measured([0.5, 0.25], [1.0], [0.0, -1.0, 2.0])
+
+
+def made(place: str, reward_at: str = "token") -> Made:
+    return Made(GROUPS, DRIFTS, 2.0, KLSettings(place=place), OnlineSettings(reward_at=reward_at))  # type: ignore[arg-type]
+
+
+def test_where_the_penalty_goes() -> None:
+    loo, pp = METHODS["rloo"].online, METHODS["reinforce_pp"].online
+    assert loo is not None
+    assert pp is not None
+    assert made("reward").columns(loo)["rewards"].tolist() == pytest.approx([1 - 1.5, 3 - 2, 0 - 2])
+    assert made("loss").columns(loo)["rewards"].tolist() == [1, 3, 0]
+    assert made("reward").columns(pp)["rewards"].tolist() == pytest.approx([-1, 1 - 0.5, 3 - 2, 0, 2, -4])
+    assert made("reward", "answer").columns(pp)["rewards"].tolist() == pytest.approx([0, -0.5, 1, 0, 0, -2])
+    assert made("loss").columns(pp)["rewards"].tolist() == [0, 1, 3, 0, 0, 0]
+    plain = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    spread = [1.0, 1.0, 2.0, 3.0, 3.0, 3.0]
+    assert made("loss").advantages(plain, whitened=False).tolist() == spread
+    found = made("advantage").advantages(plain, whitened=False).tolist()
+    assert found == pytest.approx([a - 2 * d for a, d in zip(spread, [0.75, 0.25, 1.0, 1.0, 1.0, 2.0], strict=True)])
+    white = made("loss").advantages(plain, whitened=True)
+    assert (white.mean().item(), white.var().item()) == pytest.approx((0, 1), abs=1e-6)
+    assert made("loss").drift_of_answers().tolist() == pytest.approx([0.75, 1.0, 1.0])  # type: ignore[union-attr]
+
+
+def test_trees_of_a_round_survive_being_stored() -> None:
+    online = METHODS["rloo"].online
+    assert isinstance(online, Online)
+    round_ = made("reward")
+    found = online(round_.columns(online), {})
+    trees = trees_of(GROUPS, round_.signals(found, whitened=False), found, room=5)
+    assert [len(tree.branches) for tree in trees] == [1, 1, 1]  # three tokens of prompt and two answers do not go into five positions
+    again = from_tensors(to_tensors(trees), lambda index: GROUPS[index].prompt)
+    for mine, theirs in zip(trees, again, strict=True):
+        assert (mine.index, mine.prompt.tolist(), mine.example, theirs.example) == (theirs.index, theirs.prompt.tolist(), None, None)
+        for a, b in zip(mine.branches, theirs.branches, strict=True):
+            assert (a.ids.tolist(), a.rank, a.score, a.label) == (b.ids.tolist(), b.rank, b.score, b.label)
+            assert {k: v.tolist() for k, v in a.signals.items()} == {k: v.tolist() for k, v in b.signals.items()}
+    assert from_tensors(to_tensors([]), lambda index: GROUPS[index].prompt) == []
+
+
+def test_ranks_and_choices_make_trees() -> None:
+    ranked = trees_of(GROUPS, [{}, {}, {}], {"rank": torch.tensor([1, 0, 0])}, room=1)
+    assert [[branch.rank for branch in tree.branches] for tree in ranked] == [[1, 0]]
+    kept = trees_of(GROUPS, [{}, {}, {}], {"keep": torch.tensor([True, False, False])}, room=100)
+    assert [[len(branch.ids) for branch in tree.branches] for tree in kept] == [[2]]
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "says"),
+    [
+        ("grpo", {"rollout": rollout("grpo", samples=1)}, "compares the answers"),
+        ("xpo", {"rollout": rollout("xpo", samples=1)}, "compares the answers"),
+        ("grpo", {"rollout": rollout("grpo", temperature=0.0)}, "greedy answers"),
+        ("grpo", {"rollout": rollout("grpo", top_p=0.9)}, "nucleus"),
+        ("grpo", {"kl": KLSettings(estimator="k1")}, "no gradient on average"),
+        ("ppo", {"kl": KLSettings(estimator="k3")}, "k1, which alone is right"),
+        ("ppo", {"kl": KLSettings(ratio=True)}, "no KL term in the loss"),
+        ("ppo", {"kl": KLSettings(target=1.0, budget=1.0)}, "both steer"),
+        ("ppo", {"kl": KLSettings(budget=1.0, coefficient=0.0)}, "cannot be steered"),
+        ("online_dpo", {"kl": KLSettings(place="advantage")}, "no advantages"),
+        ("star", {"online": OnlineSettings(entropy=0.1)}, "no advantages"),
+        ("grpo", {"critic": CriticSettings(shared=True)}, "no critic"),
+        ("ppo", {"critic": CriticSettings(shared=True, path="x")}, "leave one out"),
+        ("ppo", {"reference": ReferenceSettings(cache=True)}, "sampled later"),
+        ("dr_grpo", {"reference": ReferenceSettings(path="x")}, "no reference"),
+        ("grpo", {"options": {"scale": "prompt"}}, "group, batch, none"),
+        ("ppo", {"options": {"lam": 2.0}}, "lam"),
+    ],
+)
+def test_settings_that_cannot_mean_what_they_say(method: str, changes: dict[str, Any], says: str) -> None:
+    given = {"rollout": rollout(method), "train": TrainSettings(), **changes}
+    with pytest.raises(OptionError, match=says):
+        Setup(method=method, **given).check()
+
+
+def test_a_reward_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nothing rates"):
+        run(tmp_path, "grpo", reward=None)
+
+
+def test_what_was_generated_is_kept_when_the_reward_fails(tmp_path: Path) -> None:
+    class Broken(EvenTokens):
+        """Wrong itself."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            raise RewardError("nan for answer 1", fix="mend it")
+
+    class Down(EvenTokens):
+        """Out of reach."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            return [Verdict(None, note="the server is down") for _ in rolled]
+
+    for reward, says in ((Broken(), "nan for answer 1"), (Down(), "none of 32 answers could be judged: the server is down")):
+        with pytest.raises(RewardError, match=says) as caught:
+            run(tmp_path / says[:4], "grpo", reward=reward)
+        path = tmp_path / says[:4] / "rollouts" / "unjudged.jsonl"
+        assert str(path) in str(caught.value)
+        assert len(path.read_text().splitlines()) == 32
+
+
+def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Path) -> None:
+    class Shy(EvenTokens):
+        """Says nothing of every third answer."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            return [Verdict(None) if i % 3 == 0 else verdict for i, verdict in enumerate(super().judge(rolled))]
+
+    run(tmp_path, "rloo", reward=Shy())
+    row = metrics_of(tmp_path)[0]
+    assert row["rollouts/unjudged"] == 11
+    assert row["rollouts/learned_from"] == 32 - 11
+
+
+def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def watch(number: int, groups: Sequence[Group], metrics: Any) -> str:
+        seen.append(number)
+        return "seen enough" if number == 2 else ""
+
+    found = run(tmp_path, "grpo", watch=[watch])
+    assert seen == [0, 1, 2]
+    assert (found.steps, found.stopped) == (2, "stopped")
