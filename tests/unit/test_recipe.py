@@ -314,3 +314,35 @@ def test_the_resolved_recipe_is_plain_yaml(tmp_path: Path) -> None:
     from prefopt.pipeline.run import to_yaml
 
     assert yaml.safe_load(to_yaml(*load(tmp_path, GOOD).stages))["stages"][1]["train"]["betas"] == [0.9, 0.95]
+
+
+RLHF = """\
+stages:
+  - kind: reward
+    model: {path: ./base}
+    data: {path: pairs.jsonl}
+  - kind: ppo
+    model: {path: ./base}
+    data: {path: prompts.jsonl}
+    reward: {model: "${reward.model}"}
+"""
+
+
+def test_reward_is_a_stage_and_a_section(tmp_path: Path) -> None:
+    arguments = ("reward.centering=0.1", "reward.train.steps=7", "reward.length_penalty=0.5", "train.steps=9")
+    reward, ppo = load(tmp_path, RLHF, *arguments).stages
+    assert reward.options["centering"] == 0.1
+    assert (reward.sections["train"].steps, ppo.sections["train"].steps) == (9, 9)
+    assert (ppo.sections["reward"].length_penalty, ppo.sections["reward"].model) == (0.5, "${reward.model}")
+    assert ppo.references == [("reward", "model")]
+
+
+def test_methods_that_sample_say_how_many_answers_they_want(tmp_path: Path) -> None:
+    grpo = "stages: [{kind: grpo, model: {path: m}, data: {path: p.jsonl}, reward: {verifier: math}}]"
+    (stage,) = load(tmp_path, grpo).stages
+    assert stage.sections["rollout"].samples == 8
+    (stage,) = load(tmp_path, grpo, "rollout.samples=3", "rollout.top_p=0.9").stages
+    assert (stage.sections["rollout"].samples, stage.sections["rollout"].top_p) == (3, 0.9)
+    assert "critic" not in stage.sections
+    assert stage.options["scale"] == "group"
+    assert "not read by grpo" in refused(tmp_path, grpo, "critic.shared=true")

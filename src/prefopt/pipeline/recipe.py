@@ -149,7 +149,7 @@ def _head(source: Source, i: int) -> _Head:
         raise OptionError(
             f"unknown kind '{kind}'", where=f"{source.at(('stages', i, 'kind'))}: kind", fix=did_you_mean(kind, kinds.names())
         ) from None
-    if not isinstance(name, str) or not _NAME.match(name) or name in (*SECTIONS, MIX, "defaults"):
+    if not isinstance(name, str) or not _NAME.match(name) or (name in (*SECTIONS, MIX, "defaults") and name != kind):
         where = f"{source.at(('stages', i, 'name'))}: name"
         raise OptionError(f"'{name}' cannot name a stage", where=where, fix="use letters, digits, - and _, and no section's name")
     return _Head(name, known)
@@ -187,7 +187,7 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
     by_name = {stage.name: i for i, stage in enumerate(stages)}
     if override.key[-1] in _OWN_KEYS:
         raise OptionError("a stage's kind and name are the recipe's", where=f"{override.origin}: {override.dotted}", fix="edit the recipe")
-    if head in by_name and rest:
+    if head in by_name and rest and not _of_section(stages, override.key):
         source.put(("stages", by_name[head], *rest), override.value, override.origin)
         return
     readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
@@ -203,6 +203,13 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
         )
     for i in free:
         source.put(("stages", i, *override.key), override.value, override.origin)
+
+
+def _of_section(stages: Sequence[_Head], key: Key) -> bool:
+    """Whether a key is one of a section's that some stage reads, though a stage has the section's name (`reward` is a method too)."""
+    return (
+        key[0] in SECTIONS and key[1] in hints(SECTIONS[str(key[0])]) and any(_reads(stage.kind, tuple(map(str, key))) for stage in stages)
+    )
 
 
 def _reads(kind: Kind, key: Sequence[str]) -> bool:
