@@ -149,7 +149,7 @@ def _head(source: Source, i: int) -> _Head:
         raise OptionError(
             f"unknown kind '{kind}'", where=f"{source.at(('stages', i, 'kind'))}: kind", fix=did_you_mean(kind, kinds.names())
         ) from None
-    if not isinstance(name, str) or not _NAME.match(name) or (name in (*SECTIONS, MIX, "defaults") and name != kind):
+    if not isinstance(name, str) or not _NAME.match(name) or (name in (*SECTIONS, MIX, "defaults") and name not in kinds.names()):
         where = f"{source.at(('stages', i, 'name'))}: name"
         raise OptionError(f"'{name}' cannot name a stage", where=where, fix="use letters, digits, - and _, and no section's name")
     return _Head(name, known)
@@ -207,9 +207,8 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
 
 def _of_section(stages: Sequence[_Head], key: Key) -> bool:
     """Whether a key is one of a section's that some stage reads, though a stage has the section's name (`reward` is a method too)."""
-    return (
-        key[0] in SECTIONS and key[1] in hints(SECTIONS[str(key[0])]) and any(_reads(stage.kind, tuple(map(str, key))) for stage in stages)
-    )
+    section, name, *deeper = map(str, key)
+    return not deeper and any(section in stage.kind.sections and name in _keys(stage.kind, section) for stage in stages)
 
 
 def _reads(kind: Kind, key: Sequence[str]) -> bool:
