@@ -2,8 +2,8 @@
 
     python docs/make_methods.py
 
-Everything on a page comes from the code: the row, the docstring of its loss, its recipe, its claims in `prefopt verify`. A test holds the
-pages to it, so after a change to any of these run the command again.
+Everything on a page comes from the code: the row, the docstring of its loss, its recipe, its claims in `prefopt verify`, what `make parity`
+found. A test holds the pages to it, so after a change to any of these run the command again.
 """
 
 from __future__ import annotations
@@ -244,6 +244,17 @@ def proof(name: str) -> list[str]:
     return ["## What verify shows", "", told, "", *table(("what it must learn", "from", "options", "distance at most"), rows)]
 
 
+def peers(name: str, method: Method) -> list[str]:
+    """The rows of docs/parity.md that are about the method, or about its loss where that has another name."""
+    rows = re.findall(r"^\| `([^`]+)` \| (.+?) \| .+? \| .+? \| (.+?) \|$", (ROOT / "docs" / "parity.md").read_text("utf-8"), flags=re.M)
+    about = {key: [row for row in rows if re.split(r"[ ,]", row[0])[0] == key] for key in (name, method.loss.__name__)}
+    found = about[name] or about[method.loss.__name__]
+    if not found:
+        return []
+    lines = table(("here", "there", "value and gradient"), ((f"`{ours}`", there, verdict) for ours, there, verdict in found))
+    return ["## Beside the peers", "", "From [the whole table](../parity.md), with the distances:", "", *lines]
+
+
 def notation(method: Method) -> list[str]:
     """The module's docstring after its first line: the letters of the formulas."""
     blocks = (inspect.getdoc(inspect.getmodule(method.loss)) or "").split("\n\n")[1:]
@@ -265,6 +276,7 @@ def page(name: str, method: Method) -> str:
         options(method, recipe),
         ["## Metrics", "", *metrics],
         proof(name),
+        peers(name, method),
         notation(method),
     ]
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
