@@ -165,7 +165,14 @@ class RolloutSettings:
     """Strings that no answer holds."""
     required: str | list[str] = field(default_factory=list)
     """Strings without which no answer ends by itself."""
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "server", "vllm"] = "local"
+    """local is this process; server is an OpenAI-compatible one at `url`; vllm is vLLM in this process (extra vllm)."""
+    url: str | None = None
+    """Where the server's API is (http://127.0.0.1:8000/v1)."""
+    timeout: Positive = 300.0
+    """Seconds one request to the server may take."""
+    retries: Count = 2
+    """How often a request is tried again."""
     batch_size: Size = 64
     """Sequences decoded together."""
     seed: Count = 0

@@ -17,12 +17,11 @@ import numpy as np
 import psutil
 import torch
 
-from prefopt.errors import DataError, ModelError
+from prefopt.errors import ModelError
 from prefopt.model.forward import base_of
 from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
-from prefopt.rollout.constrain.machines import listed
 from prefopt.rollout.decoding import Decode, decoder
-from prefopt.rollout.sampler import Sample, draw
+from prefopt.rollout.sampler import Sample, check_prompts, draw, finish
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
@@ -53,7 +52,9 @@ class LocalSampler:
             ModelError: a batch that cannot fit in memory.
             OptionError: a constraint that cannot be used.
         """
-        self._check(prompts, settings)
+        check_prompts(prompts, settings, getattr(base_of(self.model).config, "max_position_embeddings", None))
+        if prompts:
+            self._check_memory(max(map(len, prompts)) + settings.max_new_tokens, min(settings.batch_size, len(prompts) * settings.samples))
         found: dict[Job, Sample] = {}
         decode: Decode | None = None
         with torch.no_grad(), _evaluating(self.model):
@@ -94,28 +95,8 @@ class LocalSampler:
             growing.append(next_B)
         open_B = torch.zeros(len(jobs), dtype=torch.bool, device=device).index_fill_(0, rows[~ended], True)
         parts = (values.cpu().numpy() for values in (ids_BT, logps_BT, length_B, ~open_B))
-        return [self._cut(ids[:length], logps[:length], bool(done), settings) for ids, logps, length, done in zip(*parts, strict=True)]
-
-    def _cut(self, ids: Any, logps: Any, finished: bool, settings: RolloutSettings) -> Sample:
-        """A sample of its tokens; its text without what ended it."""
-        stopped = finished and int(ids[-1]) in self.stop_ids
-        text = self.decode(ids[:-1].tolist() if stopped else ids.tolist())
-        if finished and not stopped:
-            text = text[: min(at for stop in listed(settings.stop, "rollout.stop") if (at := text.find(stop)) >= 0)]
-        return Sample(ids=ids.astype(np.int32), logps=logps, text=text, finished=finished)
-
-    def _check(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> None:
-        limit = getattr(base_of(self.model).config, "max_position_embeddings", None)
-        for place, prompt in enumerate(prompts):
-            if len(prompt) == 0:
-                raise DataError(f"prompt {place + 1} is empty, so the model has nothing to go on from", fix="Give it at least one token.")
-            if limit and len(prompt) + settings.max_new_tokens > limit:
-                raise DataError(
-                    f"prompt {place + 1} has {len(prompt)} tokens, with {settings.max_new_tokens} new ones more than the model's {limit}",
-                    fix="Lower rollout.max_new_tokens or leave the prompt out.",
-                )
-        if prompts:
-            self._check_memory(max(map(len, prompts)) + settings.max_new_tokens, min(settings.batch_size, len(prompts) * settings.samples))
+        ways = (settings, self.stop_ids, self.decode)
+        return [finish(ids[:length].tolist(), logps[:length], bool(done), *ways) for ids, logps, length, done in zip(*parts, strict=True)]
 
     def _check_memory(self, length: int, rows: int) -> None:
         """A batch's keys and values fit; a lower bound, as they are not all a batch needs."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, OptionError
 from prefopt.model.attention import packed_attention
 from prefopt.model.forward import base_of, policy_logps, reward_scores, step_logits
 from prefopt.model.load import add_language_head, is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
@@ -25,7 +25,7 @@ from prefopt.types import Batch, Completion, Example, Message, TokenTree, as_tex
 
 if TYPE_CHECKING:
     from prefopt.rollout.constrain import Vocabulary
-    from prefopt.rollout.sampler import Sample
+    from prefopt.rollout.sampler import Sample, Sampler
 
 Prompts = Sequence[str | Sequence[Message | Mapping[str, Any]]]
 MICRO_TOKENS = 8192
@@ -148,13 +148,31 @@ class Policy(LanguageModel):
 
         return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
 
-    def sample(self, prompts: Prompts, settings: RolloutSettings) -> list[list[Sample]]:
-        """Completions with token ids and log-probs."""
+    def sampler(self, settings: RolloutSettings, *, chat: bool) -> Sampler:
+        """What completes this policy's prompts: the engine that the settings name. `chat` says that answers are turns of a conversation.
+
+        Raises:
+            OptionError: the engine is not installed, or a server without an address.
+        """
+        stops, decode = self.renderer.stop_ids, self.renderer.answer if chat else self.renderer.decode
+        if settings.engine == "server":
+            from prefopt.rollout.server import ServerSampler
+
+            if settings.url is None:
+                raise OptionError("a server without an address", where="rollout.url", fix="give rollout.url=http://127.0.0.1:8000/v1")
+            return ServerSampler(settings.url, stops, decode, self.max_length)
+        if settings.engine == "vllm":
+            from prefopt.rollout.vllm import VllmSampler
+
+            return VllmSampler(self.path, stops, decode, self.max_length)
         from prefopt.rollout.local import LocalSampler
 
+        return LocalSampler(base_of(self.model), stops, decode, self.vocabulary)
+
+    def sample(self, prompts: Prompts, settings: RolloutSettings) -> list[list[Sample]]:
+        """Completions with token ids and log-probs."""
         texts = [as_text(prompt) for prompt in prompts]
-        decode = self.renderer.decode if all(isinstance(text, str) for text in texts) else self.renderer.answer
-        sampler = LocalSampler(base_of(self.model), self.renderer.stop_ids, decode, self.vocabulary)
+        sampler = self.sampler(settings, chat=not all(isinstance(text, str) for text in texts))
         return sampler.sample([self.renderer.prompt_ids(text) for text in texts], settings)
 
 

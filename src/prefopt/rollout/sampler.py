@@ -5,7 +5,7 @@ Shapes: B sequences, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from prefopt.errors import DataError, OptionError
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
@@ -46,6 +47,50 @@ class Sampler(Protocol):
     def sample(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> list[list[Sample]]:
         """`settings.samples` completions of each prompt (token ids), in the order of the prompts."""
         ...
+
+
+def check_prompts(prompts: Sequence[IntArray], settings: RolloutSettings, limit: int | None) -> None:
+    """Every prompt has tokens, and leaves room for max_new_tokens in the model's longest sequence (`limit`, None for none).
+
+    Raises:
+        DataError: one has or does not.
+    """
+    for place, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise DataError(f"prompt {place + 1} is empty, so the model has nothing to go on from", fix="Give it at least one token.")
+        if limit and len(prompt) + settings.max_new_tokens > limit:
+            raise DataError(
+                f"prompt {place + 1} has {len(prompt)} tokens, with {settings.max_new_tokens} new ones more than the model's {limit}",
+                fix="Lower rollout.max_new_tokens or leave the prompt out.",
+            )
+
+
+def refuse_constraints(settings: RolloutSettings) -> None:
+    """For engines that cannot constrain answers.
+
+    Raises:
+        OptionError: the settings ask for it.
+    """
+    if settings.regex is not None or settings.banned or settings.required:
+        what = f"the engine {settings.engine} does not constrain answers"
+        raise OptionError(what, where="rollout.engine", fix="use engine local with regex, banned and required")
+
+
+def finish(
+    ids: Sequence[int],
+    logps: Sequence[float] | npt.NDArray[np.float32],
+    finished: bool,
+    settings: RolloutSettings,
+    stop_ids: Sequence[int],
+    decode: Callable[[Sequence[int]], str],
+) -> Sample:
+    """The sample of some tokens; its text without the stop token or string that ended it."""
+    stopped = finished and len(ids) > 0 and ids[-1] in stop_ids
+    text = decode(list(ids[:-1] if stopped else ids))
+    if finished and not stopped:
+        stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop
+        text = text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+    return Sample(ids=np.asarray(ids, np.int32), logps=np.asarray(logps, np.float32), text=text, finished=finished)
 
 
 class Drawn(NamedTuple):

@@ -30,7 +30,7 @@ class Unanswered(Exception):
     """A server that is down, slow, busy or broken: trying again may help."""
 
 
-def post(url: str, body: Mapping[str, Any], *, timeout: float, retries: int) -> Any:
+def post(url: str, body: Mapping[str, Any], *, timeout: float, retries: int, headers: Mapping[str, str] | None = None) -> Any:
     """The JSON a server answers to a JSON request.
 
     Raises:
@@ -41,14 +41,14 @@ def post(url: str, body: Mapping[str, Any], *, timeout: float, retries: int) -> 
     for attempt in range(1 + retries):
         time.sleep(PAUSE * 2 ** (attempt - 1) if attempt else 0)
         try:
-            return _post(url, body, timeout)
+            return _post(url, body, timeout, headers or {})
         except Unanswered as error:
             told = str(error)
     raise Unanswered(f"{told} (tried {1 + retries} times)" if retries else told)
 
 
-def _post(url: str, body: Mapping[str, Any], timeout: float) -> Any:
-    request = urllib.request.Request(url, json.dumps(body, default=str).encode(), {"Content-Type": "application/json"})
+def _post(url: str, body: Mapping[str, Any], timeout: float, headers: Mapping[str, str]) -> Any:
+    request = urllib.request.Request(url, json.dumps(body, default=str).encode(), {"Content-Type": "application/json", **headers})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             return json.load(reply)

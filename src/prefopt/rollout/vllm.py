@@ -1,0 +1,65 @@
+"""Sampling by vLLM in this process (extra `vllm`): an engine of its own beside the policy, which is given new weights when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefopt.errors import OptionError
+from prefopt.rollout.constrain.machines import listed
+from prefopt.rollout.sampler import Sample, check_prompts, finish, refuse_constraints
+from prefopt.settings import RolloutSettings
+from prefopt.types import IntArray
+
+
+class VllmSampler:
+    """Samples from the model folder `path` with vLLM's offline engine."""
+
+    def __init__(self, path: str, stop_ids: Sequence[int], decode: Callable[[Sequence[int]], str], limit: int | None = None) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            fix = "pip install 'prefopt[vllm]' in an environment for it, or rollout.engine=server with rollout.url of one that runs"
+            raise OptionError(f"vLLM cannot be imported: {error}", where="rollout.engine", fix=fix) from None
+        self._vllm, self._stop_ids, self._decode, self._limit = vllm, tuple(stop_ids), decode, limit
+        # log-probs of the distribution a token was drawn from, as Sample.logps promises
+        self._engine = vllm.LLM(model=path, logprobs_mode="processed_logprobs", generation_config="vllm")
+
+    def sample(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> list[list[Sample]]:
+        """`settings.samples` completions of each prompt, in the order of the prompts.
+
+        Raises:
+            DataError: an empty or too long prompt. OptionError: a constraint, which this engine does not honour.
+        """
+        check_prompts(prompts, settings, self._limit)
+        refuse_constraints(settings)
+        given = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
+        found = self._engine.generate(given, [self._parameters(place, settings) for place in range(len(prompts))], use_tqdm=False)
+        return [[self._sample(answer, settings) for answer in request.outputs] for request in found]
+
+    def sync(self, weights: Sequence[tuple[str, Any]]) -> None:
+        """Take new weights, under the names transformers gives them."""
+        self._engine.llm_engine.model_executor.driver_worker.model_runner.model.load_weights(weights)
+        self._engine.reset_prefix_cache()
+
+    def _parameters(self, place: int, settings: RolloutSettings) -> Any:
+        return self._vllm.SamplingParams(
+            n=settings.samples,
+            max_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k or -1,
+            min_p=settings.min_p,
+            seed=int(np.random.SeedSequence([settings.seed, place]).generate_state(1)[0]),
+            stop=listed(settings.stop, "rollout.stop"),
+            stop_token_ids=list(self._stop_ids),
+            logprobs=0,
+            skip_special_tokens=False,
+        )
+
+    def _sample(self, answer: Any, settings: RolloutSettings) -> Sample:
+        ids = list(answer.token_ids)
+        logps = [position[token].logprob for position, token in zip(answer.logprobs, ids, strict=True)]
+        return finish(ids, logps, answer.finish_reason == "stop", settings, self._stop_ids, self._decode)
