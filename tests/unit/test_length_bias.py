@@ -14,7 +14,7 @@ from prefopt.settings import JudgeSettings
 from prefopt.world import World
 from tests.benches import Scripted, bench_of, figures_in, rows_of
 
-REQUESTS, DRAFTS = 500, 10
+REQUESTS, DRAFTS = 1500, 10
 LONGER = 0.85
 """How often the long-winded policy gives the longer of two equally good answers."""
 
