@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,48 @@ def test_a_simulated_annotator_judges_by_its_taste(tmp_path: Path) -> None:
     )
     suites.run("preference", bench)
     assert figures_in(tmp_path)["win_rate", "ideal", "all", ""]["value"] > 0.7
+
+
+def test_instructions_and_code_are_checked(tmp_path: Path) -> None:
+    rows = [
+        Example(prompt="No commas.", where="x:1", meta={"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}),
+        Example(prompt="Commas?", where="x:2", meta={"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}),
+    ]
+    suites.run("capability", bench_of(tmp_path, Spoken("a", lambda prompt: "one, two" if prompt == "Commas?" else "one two"), rows=rows))
+    assert figures_in(tmp_path)["instructions_followed", "a", "all", ""]["value"] == 0.5
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="the sandbox needs bubblewrap")
+def test_code_passes_at_k(tmp_path: Path) -> None:
+    row = Example(
+        prompt="", completions=(Completion(content="Add two numbers."),), where="x:1", meta={"test_list": ["assert add(2, 3) == 5"]}
+    )
+    tries = iter(["def add(a, b):\n    return a - b", "def add(a, b):\n    return a + b"])
+    bench = bench_of(tmp_path, Spoken("a", lambda prompt: next(tries)), rows=[row], rollout=RolloutSettings(samples=2))
+    suites.run("capability", bench)
+    found = figures_in(tmp_path)
+    assert found["pass_at_1", "a", "all", ""]["value"] == 0.5
+    assert found["pass_at_2", "a", "all", ""]["value"] == 1.0
+
+
+# --- guardrail --------------------------------------------------------------------------------------------------------
+
+
+class Scorer:
+    """A reward model that finds harm where the word is, and now and then where it is not."""
+
+    path, renderer = "runs/guard/model", None
+
+    def score(self, prompts: Any, completions: Any) -> list[float]:
+        return [(2.0 if "unsafe" in prompt else 0.0) + 3.0 * (int(prompt.split()[-1]) % 40 == 0) for prompt in prompts]
+
+
+def test_a_threshold_is_chosen_on_one_half_and_measured_on_the_other(tmp_path: Path) -> None:
+    rows = [*asked(300, "unsafe"), *asked(300, "safe")]
+    suites.run("guardrail", bench_of(tmp_path, Scorer(), rows=rows, false_positive_rate=0.1))
+    found = figures_in(tmp_path)
+    assert found["false_positive_rate", "guard", "all", ""]["high"] < 0.1
+    assert found["false_negative_rate", "guard", "all", ""]["value"] == 0.0
+    assert 100 < found["false_negative_rate", "guard", "all", ""]["n"] < 200
+    with pytest.raises(DataError, match="some are harmful and some harmless"):
+        suites.run("guardrail", bench_of(tmp_path, Scorer(), rows=asked(9, "safe")))

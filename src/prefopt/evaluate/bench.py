@@ -90,6 +90,7 @@ class Bench:
         data: the data section. rollout: how answers are drawn. judge: who says which answer is better.
         seed: of every bootstrap and of the split of pairs. harm: what requests without a label are (see the safety suite).
         beta: of a policy's implicit reward, where probabilities are made of it.
+        false_positive_rate: the bound at which the guardrail suite chooses its threshold.
         formats: other tools' files to write beside.
         out: the stage's folder. say: is given lines for the user. data_sha256: of the files.
         training: what the models were trained on. seen: what happens to rows of it.
@@ -104,6 +105,7 @@ class Bench:
     seed: int = 0
     harm: str = "auto"
     beta: float = 1.0
+    false_positive_rate: float = 0.05
     formats: Sequence[str] = ()
     out: Path = Path()
     say: Callable[[str], object] = print

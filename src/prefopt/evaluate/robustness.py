@@ -6,6 +6,8 @@ full stop, a frame of polite words. Quality is the judge's reward of single answ
     <quality>_asked   mean quality of the answers under one variant (the slice)
     template_spread   largest less smallest mean over the variants; noise alone makes it positive, so compare it with the baseline's
     worst_variant     smallest mean over the variants
+
+Other chat templates are told by themselves and not in the spread: a model that has never seen one fails in it, however good it is.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from prefopt.types import Example, Message
 
 ROWS = 100
 """Requests asked in every way; the first of the data."""
-AS_IT_IS = "as it is"
+AS_IT_IS, TEMPLATE = "as it is", "template: "
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,21 @@ def run(bench: Bench) -> Findings:
     """Ask every way and compare."""
     rows, quality = bench.requests()[:ROWS], judges.named(bench)
     asked = {who.name: dict(_asked(bench, who, rows, QUALITIES[quality])) for who in bench.subjects}
-    shared = [name for name in asked[bench.model.name] if all(name in found for found in asked.values())]
+    told = [name for name in asked[bench.model.name] if all(name in found for found in asked.values())]
+    shared = [name for name in told if not name.startswith(TEMPLATE)]
     clusters = [i for i in range(len(rows)) for _ in range(bench.rollout.samples)]
     figures: list[Figure] = []
     for who in bench.subjects:
+        means = [(name, clustered_mean(asked[who.name][name], clusters)) for name in told]
+        figures += [bench.figure(f"{quality}_asked", mean, who=who, slice=name) for name, mean in means]
         values = np.stack([asked[who.name][name] for name in shared], 1)
-        figures += [
-            bench.figure(f"{quality}_asked", clustered_mean(values[:, k], clusters), who=who, slice=name) for k, name in enumerate(shared)
-        ]
         for metric, statistic in (("template_spread", spread), ("worst_variant", worst)):
             interval = bootstrap(values, statistic, rng=bench.rng(metric), clusters=clusters)
             figures.append(bench.figure(metric, interval, who=who))
     figures += _difference(bench, [np.stack([asked[who.name][name] for name in shared], 1) for who in bench.subjects], clusters)
     found = {(f.metric, f.model): f for f in figures if not f.difference_from}
-    told = f"spread over {len(shared)} ways of asking {found['template_spread', bench.model.name].value:.2f}"
-    return Findings(figures, {"ways_of_asking": len(shared), "quality": quality}, [], told)
+    line = f"spread over {len(shared)} ways of asking {found['template_spread', bench.model.name].value:.2f}"
+    return Findings(figures, {"ways_of_asking": len(shared), "quality": quality}, [], line)
 
 
 def spread(values: np.ndarray) -> float:
@@ -113,7 +115,7 @@ def _asked(
     bench: Bench, who: Subject, rows: Sequence[Example], quality: Callable[[Bench, Answers], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The quality of the answers under each variant that the model can be asked in."""
-    for variant in (*VARIANTS, *(Variant(f"template: {name}", template=name) for name in BUILT_IN)):
+    for variant in (*VARIANTS, *(Variant(f"{TEMPLATE}{name}", template=name) for name in BUILT_IN)):
         policy = who.policy if variant.template is None else _templated(who.policy, variant.template, rows)
         if policy is None:
             continue

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import DataError, OptionError, did_you_mean
-from prefopt.evaluate import capability, formats, pairs, preference, rewardbench, robustness, safety, shift, truth
+from prefopt.evaluate import capability, formats, guardrail, pairs, preference, rewardbench, robustness, safety, shift, truth
 from prefopt.evaluate.bench import Bench, Findings
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import write, write_jsonl
@@ -29,12 +29,13 @@ SUITES: dict[str, Suite] = {
     "robustness": Suite(robustness.run, robustness.lacks),
     "capability": Suite(capability.run, capability.lacks),
     "pairs": Suite(pairs.run, pairs.lacks),
+    "guardrail": Suite(guardrail.run, guardrail.lacks),
     "rewardbench": Suite(rewardbench.run, rewardbench.lacks),
 }
 """Name -> suite, in the order in which they run and are told."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "default": tuple(name for name in SUITES if name != "rewardbench"),
+    "default": tuple(name for name in SUITES if name not in ("rewardbench", "guardrail")),
     "world": ("truth", "preference", "shift", "safety"),
 }
 """Names that stand for several suites: those of them are run that the models and the data allow."""

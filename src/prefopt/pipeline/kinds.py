@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Lt
 
 from prefopt.pipeline.check import hints
 from prefopt.settings import (
@@ -120,7 +122,9 @@ class ScoreOptions:
 
 
 FormatName = Literal["alpaca_eval", "inspect", "lm_eval"]
-SuiteName = Literal["default", "world", "truth", "preference", "shift", "safety", "robustness", "capability", "pairs", "rewardbench"]
+SuiteName = Literal[
+    "default", "world", "truth", "preference", "shift", "safety", "robustness", "capability", "pairs", "guardrail", "rewardbench"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,8 @@ class EvaluateOptions:
     """What requests are that do not say whether they ask for harm, for safety; auto leaves them out."""
     formats: list[FormatName] = field(default_factory=list)
     """Other tools' files to write beside evaluation.json."""
+    false_positive_rate: Annotated[float, Gt(0), Lt(1)] = 0.05
+    """The bound at which guardrail chooses its threshold."""
     beta: Positive = 1.0
     """Of a policy's implicit reward, where pairs asks how sure it is: the beta it was trained with."""
     seed: Count = 0

@@ -238,6 +238,7 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         seen=options.seen,
         harm=options.harm,
         beta=options.beta,
+        false_positive_rate=options.false_positive_rate,
         formats=options.formats,
     )
     facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256}
