@@ -123,7 +123,7 @@ class Method:
     @property
     def summary(self) -> str:
         """One line: what it is."""
-        return self.about or (inspect.getdoc(self.loss) or "").partition("\n")[0]
+        return self.about or (self.online.about if self.online else "") or (inspect.getdoc(self.loss) or "").partition("\n")[0]
 
     def mixed(self, mix: Mapping[str, float] | None) -> Method:
         """The row with `mix` folded in (a weight given there replaces the row's own); its needs and units say so."""
@@ -224,21 +224,55 @@ def check_type(name: str, value: object, hint: Any) -> None:
 LENGTHS = {"chosen_len": "chosen_len", "rejected_len": "rejected_len"}
 STEPS = {"logits": "step_logits", "labels": "step_labels"}
 
-RUNNING = Online(advantages.running_baseline, ("advantages", "baseline"), samples=1, kl=0.05)
-TO_GO = Online(advantages.reward_to_go, samples=1, kl=0.01)
-WHITENED = Online(advantages.group_whitened, kl=0.01, place="loss", estimator="k2")
-GREEDY = Online(advantages.against_greedy, samples=1, kl=0.05)
-OTHERS = Online(advantages.leave_one_out, samples=4, kl=0.05)
-CRITIC = Online(advantages.gae, ("advantages", "returns"), samples=1, kl=0.05, whiten=True)
+RUNNING = Online(
+    advantages.running_baseline,
+    ("advantages", "baseline"),
+    samples=1,
+    kl=0.05,
+    about="REINFORCE: what did better than the running mean becomes likelier.",
+)
+TO_GO = Online(
+    advantages.reward_to_go,
+    samples=1,
+    kl=0.01,
+    about="REINFORCE++: no critic; what is still to come at each token, whitened over the round.",
+)
+WHITENED = Online(
+    advantages.group_whitened,
+    kl=0.01,
+    place="loss",
+    estimator="k2",
+    about="REINFORCE++ with baseline: minus the group's mean, whitened over the round.",
+)
+GREEDY = Online(advantages.against_greedy, samples=1, kl=0.05, about="ReMax: REINFORCE against the reward of the greedy answer.")
+OTHERS = Online(
+    advantages.leave_one_out, samples=4, kl=0.05, about="RLOO: REINFORCE, each answer against the mean of the others to its prompt."
+)
+CRITIC = Online(
+    advantages.gae,
+    ("advantages", "returns"),
+    samples=1,
+    kl=0.05,
+    whiten=True,
+    about="PPO: a critic, GAE, clipped ratios, several passes over a round.",
+)
 GROUP = Online(advantages.group_advantages)
-PENALISED = replace(GROUP, kl=0.04, place="loss", estimator="k3")
-CONTRAST = replace(GROUP, dynamic=True)
-PAIRS = Online(advantages.ranks, ("rank",), samples=2)
-EXPLORING = replace(PAIRS, explores=True)
-ROUNDS = replace(PAIRS, samples=8, anew="reference")
-BEST = Online(advantages.best_of_group, ("keep",))
-ACCEPTED = Online(advantages.accepted, ("keep",))
-ANEW = replace(ACCEPTED, anew="policy")
+PENALISED = replace(
+    GROUP, kl=0.04, place="loss", estimator="k3", about="GRPO: each answer in units of its group's spread, clipped ratios, KL in the loss."
+)
+CONTRAST = replace(
+    GROUP, dynamic=True, about="DAPO: GRPO with a wider upper clip, a mean over tokens, and only groups that differ in reward."
+)
+PAIRS = Online(
+    advantages.ranks, ("rank",), samples=2, about="Online: the loss of pairs, on pairs of the policy's own answers ranked by the reward."
+)
+EXPLORING = replace(PAIRS, explores=True, about="XPO: online DPO that is paid for leaving the reference's answers.")
+ROUNDS = replace(
+    PAIRS, samples=8, anew="reference", about="Iterative DPO: rounds of answers, pairs and training, the reference renewed each round."
+)
+BEST = Online(advantages.best_of_group, ("keep",), about="Best-of-n distillation: imitates the best of the policy's own answers.")
+ACCEPTED = Online(advantages.accepted, ("keep",), about="Rejection-sampling fine-tuning: imitates the policy's own answers that pass.")
+ANEW = replace(ACCEPTED, anew="policy", about="STaR: imitates its answers that pass, from the first model anew each round.")
 
 METHODS: dict[str, Method] = {
     # demonstrations

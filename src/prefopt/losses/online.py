@@ -29,6 +29,7 @@ class Online:
         dynamic: prompts whose answers all have one reward are replaced by others.
         anew: what is set at the start of every round: the "reference" to the policy, or the "policy" to the first model.
         explores: the last answer to each prompt is the reference's.
+        about: one line, where the method is more than its loss.
     """
 
     make: Callable[..., Any]
@@ -41,6 +42,7 @@ class Online:
     dynamic: bool = False
     anew: Literal["", "reference", "policy"] = ""
     explores: bool = False
+    about: str = ""
 
     @cached_property
     def arguments(self) -> frozenset[str]:
