@@ -59,7 +59,7 @@ def _lines(name: str, method: Method) -> list[str]:
     return [
         name,
         "",
-        *([method.about] if method.about else []),
+        *([method.more_than_its_loss] if method.more_than_its_loss else []),
         prose(method),
         "",
         f"Paper: {method.paper}",

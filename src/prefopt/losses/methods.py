@@ -121,9 +121,14 @@ class Method:
         return frozenset({self.unit}).union(*(METHODS[name].units for name in self.plus))
 
     @property
+    def more_than_its_loss(self) -> str:
+        """One line of a method that its loss alone does not describe, else empty."""
+        return self.about or (self.online.about if self.online else "")
+
+    @property
     def summary(self) -> str:
         """One line: what it is."""
-        return self.about or (self.online.about if self.online else "") or (inspect.getdoc(self.loss) or "").partition("\n")[0]
+        return self.more_than_its_loss or (inspect.getdoc(self.loss) or "").partition("\n")[0]
 
     def mixed(self, mix: Mapping[str, float] | None) -> Method:
         """The row with `mix` folded in (a weight given there replaces the row's own); its needs and units say so."""
