@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefopt.errors import OptionError, RewardError
+from prefopt.errors import ModelError, OptionError, RewardError
 from prefopt.losses.kl import KLBudget
 from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
@@ -26,7 +26,7 @@ from prefopt.training.fit import FitResult
 from prefopt.training.rounds import Answer, Group, Made, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
-from tests.worlds import EvenTokens, metrics_of, rollout, run
+from tests.worlds import EvenTokens, language_model, metrics_of, rollout, run
 
 SEVERAL = OnlineSettings(prompts=8, epochs=2)
 """With four prompts a step: two passes of two steps, four steps a round."""
@@ -114,6 +114,22 @@ def test_a_shared_critic_and_an_entropy_bonus(tmp_path: Path) -> None:
     trained(tmp_path, critic=CriticSettings(shared=True), online=replace(SEVERAL, entropy=0.01, importance_cap=2.0))
     rows = metrics_of(tmp_path)
     assert all("entropy" in row and math.isfinite(row["loss/value"]) for row in rows)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_critic_that_starts_from_a_reward_model(layout: str, tmp_path: Path) -> None:
+    language_model("reward").save(tmp_path / "rm")
+    trained(tmp_path / "run", critic=CriticSettings(path=str(tmp_path / "rm")), train={"layout": layout})
+    first = metrics_of(tmp_path / "run")[0]
+    assert first["loss/value"] > 0.1  # its scores know nothing of this reward
+
+
+def test_a_critic_must_read_the_same_tokens(tmp_path: Path) -> None:
+    other = language_model("reward")
+    other.tokenizer.add_tokens(["more"])
+    other.save(tmp_path / "rm")
+    with pytest.raises(ModelError, match="vocabulary"):
+        trained(tmp_path / "run", critic=CriticSettings(path=str(tmp_path / "rm")))
 
 
 def test_the_critic_learns(tmp_path: Path) -> None:

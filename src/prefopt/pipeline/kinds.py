@@ -59,6 +59,8 @@ class WorldOptions:
     """Requests to sample answers for."""
     heldout: Size = 300
     """Requests for the evaluation, phrased as no other file does."""
+    slice: Literal["all", "fact", "arithmetic", "advice", "rewrite", "borderline", "harmful"] = "all"
+    """Prompts and held-out requests of this kind alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

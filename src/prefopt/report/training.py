@@ -73,6 +73,27 @@ CHARTS = (
         0.0,
     ),
     Chart(
+        "Reward",
+        "reward",
+        _split("reward"),
+        "Mean reward of the policy's own answers in each round, before any KL. It should rise; whether the answers get better is for the "
+        "evaluation to say.",
+    ),
+    Chart(
+        "KL to the reference",
+        "nats an answer",
+        _split("objective/kl"),
+        "How far the policy has gone, measured on its own answers at the start of each round.",
+        0.0,
+    ),
+    Chart(
+        "Length of answers",
+        "tokens",
+        _split("completions/mean_length"),
+        "Rewards are often won by length. Growth without a reason is the first sign of it.",
+        minor=True,
+    ),
+    Chart(
         "Mean score",
         "reward",
         _split("scores/mean"),

@@ -7,12 +7,14 @@ is read where the token is predicted, before it is known.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from prefopt.errors import ModelError
+from prefopt.model.attention import NAME
 from prefopt.model.forward import base_of, hidden_states
 from prefopt.model.load import load_scorer, load_tokenizer, silence_dropout
 from prefopt.settings import CriticSettings, ModelSettings, TrainSettings
@@ -50,14 +52,22 @@ class _Both(nn.Module):
         self.trunk, self.head = trunk, head
 
 
-def build_critic(settings: CriticSettings, train: TrainSettings, policy: Any, *, path: str, learning_rate: float, precision: str) -> Critic:
+def build_critic(
+    settings: CriticSettings,
+    train: TrainSettings,
+    policy: Any,
+    *,
+    vocabulary: Mapping[str, int],
+    learning_rate: float,
+    precision: str,
+) -> Critic:
     """The critic the settings ask for.
 
     Args:
         settings: the critic section.
         train: optimizer settings, shared with the policy.
         policy: the policy's transformers model, adapters and all.
-        path: the folder it was loaded from, for its tokenizer.
+        vocabulary: of the policy's tokenizer.
         learning_rate: the policy's.
         precision: what both compute in.
 
@@ -71,10 +81,12 @@ def build_critic(settings: CriticSettings, train: TrainSettings, policy: Any, *,
     nn.init.zeros_(head.weight)  # type: ignore[arg-type]
     trunk: Any = None
     if settings.path is not None:
-        if load_tokenizer(settings.path).get_vocab() != load_tokenizer(path).get_vocab():
+        if load_tokenizer(settings.path).get_vocab() != vocabulary:
             fix = "critic.path must be a model with the policy's own tokenizer"
             raise ModelError("the critic's vocabulary is not the policy's", where=settings.path, fix=fix)
         model: Any = load_scorer(ModelSettings(path=settings.path), seed=train.seed)
+        if base.config._attn_implementation == NAME:
+            model.set_attn_implementation(NAME)
         trunk, head = model.base_model, model.score
     elif not settings.shared:
         trunk = copy.deepcopy(base.base_model)

@@ -205,7 +205,8 @@ def _online(setup: Setup, model: LanguageModel, precision: str) -> dict[str, Any
     assert online is not None
     critic, rate = None, setup.learning_rate
     if online.has_critic:
-        critic = build_critic(setup.critic, setup.train, model.model, path=model.path, learning_rate=rate, precision=precision)
+        words = model.tokenizer.get_vocab()
+        critic = build_critic(setup.critic, setup.train, model.model, vocabulary=words, learning_rate=rate, precision=precision)
     in_loss = held.place == "loss" and held.coefficient
     return {
         "critic": critic,

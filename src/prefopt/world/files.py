@@ -37,8 +37,8 @@ def pretrain_text(place: Town, rng: np.random.Generator) -> str:
     return "\n".join(_transcript(place, rng) for _ in range(2))
 
 
-def distinct_requests(place: Town, rng: np.random.Generator, split: Split, n: int) -> list[Request]:
-    """`n` requests, no two with the same messages.
+def distinct_requests(place: Town, rng: np.random.Generator, split: Split, n: int, slice_: str = "all") -> list[Request]:
+    """`n` requests, of one slice or of all, no two with the same messages.
 
     Raises:
         OptionError: the split does not hold so many.
@@ -48,11 +48,15 @@ def distinct_requests(place: Town, rng: np.random.Generator, split: Split, n: in
         if len(found) == n:
             return list(found.values())
         request = draw_request(place, rng, split)
+        if slice_ not in ("all", request.meta["slice"]):
+            continue
         found.setdefault(json.dumps([m.to_dict() for m in request.prompt]), request)
     raise OptionError(f"the world has fewer than {n} different {split} requests", fix=f"ask for fewer, such as {len(found) // 2}")
 
 
-def write(folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int = 0, rates: Rates = RATES) -> dict[str, Path]:
+def write(
+    folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int = 0, rates: Rates = RATES, slice_: str = "all"
+) -> dict[str, Path]:
     """Write pretrain.jsonl, sft.jsonl, prompts.jsonl and heldout.jsonl into `folder`; the same seed writes the same bytes.
 
     Args:
@@ -60,6 +64,7 @@ def write(folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int 
         sizes: rows of each file; `SIZES` where not given.
         seed: of the town and of every draw.
         rates: of the flaws in sft.jsonl.
+        slice_: prompts.jsonl and heldout.jsonl hold requests of this slice alone.
 
     Returns:
         The path of each file by its name.
@@ -76,8 +81,8 @@ def write(folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int 
     rows = {
         "pretrain": ({"text": pretrain_text(place, streams["pretrain"])} for _ in range(counts["pretrain"])),
         "sft": _demonstrations(place, streams["sft"], counts["sft"], rates),
-        "prompts": map(_prompt_row, distinct_requests(place, streams["prompts"], "train", counts["prompts"])),
-        "heldout": map(_prompt_row, distinct_requests(place, streams["heldout"], "heldout", counts["heldout"])),
+        "prompts": map(_prompt_row, distinct_requests(place, streams["prompts"], "train", counts["prompts"], slice_)),
+        "heldout": map(_prompt_row, distinct_requests(place, streams["heldout"], "heldout", counts["heldout"], slice_)),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
