@@ -1,9 +1,10 @@
 """The local sampler beside transformers' `model.generate`, in turn in one process.
 
-    python benchmarks/sampling.py [--dtype fp32 bf16] [--rounds 4] [--threads 1]
+    python benchmarks/sampling.py [--dtype fp32 bf16] [--groups 4x8 32x1] [--rounds 4] [--threads 1]
 
-A Llama of 7M parameters with random weights completes prompts of 64 tokens by 64 sampled ones; nothing ends early, so both make the same
-number of tokens. What is printed: tokens a second of every round, the medians and their ratio.
+A Llama of 7M parameters with random weights completes prompts of 64 tokens by 64 sampled ones, in 32 sequences: 4x8 is 8 samples of each of
+4 prompts, 32x1 one sample of each of 32. Nothing ends early, so both make the same number of tokens. Printed are tokens a second of every
+round, the medians and their ratio.
 """
 
 from __future__ import annotations
@@ -80,8 +81,7 @@ def compare(dtype: str, prompts: int, samples: int, rounds: int, kv_heads: int) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=1)
+    parser.add_argument("--groups", nargs="+", default=["4x8", "32x1"], help="prompts x samples")
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -89,7 +89,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, {given.threads} threads")
     for dtype in given.dtype:
-        compare(dtype, given.prompts, given.samples, given.rounds, given.kv_heads)
+        for group in given.groups:
+            prompts, samples = map(int, group.split("x"))
+            compare(dtype, prompts, samples, given.rounds, given.kv_heads)
 
 
 if __name__ == "__main__":

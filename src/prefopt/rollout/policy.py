@@ -54,6 +54,12 @@ class LanguageModel:
         """Where the weights are."""
         return next(base_of(self.model).parameters()).device
 
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of the model's tokens."""
+        from prefopt.rollout.constrain import Vocabulary
+
+        return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
+
     def check(self, trees: Sequence[TokenTree]) -> SelfCheck:
         """Which layout this model takes, found out on real rows."""
         return self_check(self.model, trees, reads=self.reads)
@@ -141,12 +147,6 @@ class Policy(LanguageModel):
         """Completions as text, `samples` a prompt (see RolloutSettings for the options)."""
         found = self.sample(prompts, settings or RolloutSettings(**options))
         return [[sample.text for sample in row] for row in found]
-
-    def vocabulary(self) -> Vocabulary:
-        """The bytes of the model's tokens."""
-        from prefopt.rollout.constrain import Vocabulary
-
-        return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
 
     def sampler(self, settings: RolloutSettings, *, chat: bool) -> Sampler:
         """What completes this policy's prompts: the engine that the settings name. `chat` says that answers are turns of a conversation.

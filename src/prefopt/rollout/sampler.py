@@ -125,7 +125,7 @@ def draw(
     if settings.temperature == 0:
         ids_B = logits_BV.argmax(-1)
         return Drawn(ids_B, _at(logits_BV, ids_B) - logits_BV.logsumexp(-1))
-    logits_BV = logits_BV / settings.temperature
+    logits_BV = logits_BV if settings.temperature == 1 else logits_BV / settings.temperature
     top_B = logits_BV.amax(-1)
     weight_BV = (logits_BV - top_B[:, None]).exp_()
     if 0 < settings.top_k < weight_BV.shape[1]:
@@ -155,7 +155,8 @@ def inverse_cdf(weight_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tenso
     Two levels, blocks of tokens and then tokens of one block, save the running sum over the vocabulary. Sums of blocks are added
     in float64, where a number below 1 times the total stays below the total: a token of weight 0 is never drawn.
     """
-    blocks_BKW = F.pad(weight_BV, (0, -weight_BV.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    missing = -weight_BV.shape[1] % BLOCK
+    blocks_BKW = (F.pad(weight_BV, (0, missing)) if missing else weight_BV).unflatten(1, (-1, BLOCK))
     block_B, rest_B = _find(blocks_BKW.sum(-1).double(), uniform_B.double())
     inside_BW = blocks_BKW[torch.arange(len(block_B), device=block_B.device), block_B]
     return block_B * BLOCK + _find(inside_BW.double(), rest_B)[0]

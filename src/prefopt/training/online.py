@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.errors import DataError, RewardError
+from prefopt.errors import DataError, OptionError, RewardError
 from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
 from prefopt.model.attention import own_attention
 from prefopt.model.forward import base_of
@@ -251,8 +251,12 @@ class Rounds:
     def _sample(self, prompts: Sequence[TokenTree], settings: Any, model: Any) -> list[list[Sample]]:
         texts = all(tree.example is not None and isinstance(tree.example.prompt, str) for tree in prompts)
         decode = self.model.renderer.decode if texts else self.model.renderer.answer
+        if settings.engine != "local":
+            what = f"the engine {settings.engine} samples from a model of its own, which the weights of this run do not reach"
+            raise OptionError(what, where="rollout.engine", fix="train with rollout.engine=local")
         with own_attention(base_of(model), base_of(self.job.model)):
-            return LocalSampler(base_of(model), self.model.renderer.stop_ids, decode).sample([tree.prompt for tree in prompts], settings)
+            sampler = LocalSampler(base_of(model), self.model.renderer.stop_ids, decode, self.model.vocabulary)
+            return sampler.sample([tree.prompt for tree in prompts], settings)
 
     def _judge(self, prompts: Sequence[TokenTree], drawn: Sequence[Sequence[Sample]], mine: Sequence[Sequence[bool]]) -> list[list[Answer]]:
         rolled = [Rolled(_row(tree), sample) for tree, samples in zip(prompts, drawn, strict=True) for sample in samples]
