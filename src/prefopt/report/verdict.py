@@ -103,6 +103,9 @@ def _support(found: Evidence, gain: Figure | None, rate: Figure | None) -> str:
         parts.append(f"Measured on {counted(gain.n, 'answer')} to held-out requests, {sure}.")
     if rate:
         parts.append(f"{found.model} wins {percent(rate.value)} of the comparisons ({_interval(rate, percent)}; ties count one half).")
+    controlled = found.get("length_controlled_win_rate")
+    if controlled:
+        parts.append(f"Were its answers as long as those of {found.baseline}, it would win {percent(controlled.value)}.")
     return " ".join(parts)
 
 
