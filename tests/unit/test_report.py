@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import hashlib
 import html
 import itertools
 import json
@@ -366,3 +367,27 @@ def test_axes_hold_their_values_and_have_ticks(values: list[float]) -> None:
 
 def test_ticks_of_a_narrow_axis_tell_apart() -> None:
     assert [label for _, label in ticks(Range(0.69, 0.70))] == ["0.690", "0.695", "0.700"]
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("changed", "stale"), [(False, False), (True, True)])
+def test_the_gates_verdict_is_at_the_top(changed: bool, stale: bool, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "gated")
+    evaluation = run / "evaluate" / "evaluation.json"
+    estimate = {"value": 0.7, "low": 0.65, "high": 0.75, "n": 300}
+    rules = [
+        {"title": "win_rate at least 0.5", "status": "PASS", "estimate": estimate, "reason": ""},
+        {"title": "over_refusal (harmless), difference at most 0.02", "status": "FAIL", "estimate": estimate, "reason": HOSTILE},
+    ]
+    told = {"verdict": "FAIL", "rules": rules, "inputs": {"evaluate/evaluation.json": hashlib.sha256(evaluation.read_bytes()).hexdigest()}}
+    write_json(run / "gate.json", told)
+    if changed:
+        evaluation.write_text(evaluation.read_text() + " ")
+    page, text = page_of(run)
+    assert page.said.index("A rule of the gate is broken.") < page.said.index("dpo answers better than sft")
+    assert "over_refusal (harmless), difference at most 0.02" in page.said
+    assert "0.7 (0.65 to 0.75), n = 300" in page.said
+    assert ("run the gate again" in page.said) == stale
+    assert "<script>" not in text

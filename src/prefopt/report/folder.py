@@ -65,11 +65,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder: its stages in the order they were run, the report's own left out."""
+    """A run folder: its stages in the order they were run, the report's own left out, and the gate's verdict where there is one."""
 
     folder: Path
     stages: tuple[Stage, ...]
     recipe: str = ""
+    gate: Json = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,7 +97,8 @@ def read(folder: Path) -> Run:
     if not stages:
         what = "holds no stage of a run (no record.json, metrics.jsonl or evaluation.json)"
         raise DataError(what, where=str(folder), fix="give the folder that `prefopt run` or `prefopt train` wrote (--out)")
-    return Run(folder=folder, stages=stages, recipe=recipe)
+    gates = [_json(place / "gate.json") for place in (folder, *(stage.folder for stage in stages))]
+    return Run(folder=folder, stages=stages, recipe=recipe, gate=next((found for found in reversed(gates) if found), {}))
 
 
 def _in_order(folder: Path, recipe: str) -> list[Path]:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefopt.report import evidence, inputs, lineage, samples, scatter, training, words
 from prefopt.report.folder import Run, Stage, mapping, read
+from prefopt.report.gate import gate
 from prefopt.report.verdict import verdict
 
 
@@ -39,6 +40,7 @@ def render(run: Run) -> str:
         .get_template("report.html.j2")
         .render(
             run=run,
+            gate=gate(run),
             verdict=verdict(run, evaluations),
             lineage=lineage.lineage(run),
             frontier=scatter.frontier(evaluations),
