@@ -35,7 +35,7 @@ def _reliability(found: Json) -> list[Panel]:
     return [replace(drawn, lines=tuple(replace(line, raw="".join(bars)) if line.style == "after" else line for line in drawn.lines))]
 
 
-_NAMES = {"before": "as trained", "after": "held out"}
+_NAMES = {"before": "as trained", "after": "scaled"}
 
 
 def _bars(rows: Any, drawn: Panel) -> list[tuple[float, float, float]]:
