@@ -23,6 +23,7 @@ from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, OnlineSettings, ReferenceSettings, TrainSettings
 from prefopt.training import online as stream
 from prefopt.training.fit import FitResult
+from prefopt.training.monitor import Judged, Watched
 from prefopt.training.rounds import Answer, Group, Made, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
@@ -335,12 +336,23 @@ def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Pat
 
 
 def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:
+    """It is told of every round, answers, KL and all; the weights it called best are the ones that are kept."""
     seen: list[int] = []
 
-    def watch(number: int, groups: Sequence[Group], metrics: Any) -> str:
-        seen.append(number)
-        return "seen enough" if number == 2 else ""
+    class Watcher:
+        needs_kl = True
 
-    found = run(tmp_path, "grpo", watch=[watch])
+        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+            seen.append(number)
+            assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-6) or number
+            assert all(answer.verdict.value is not None for answer in answers)
+            return Watched({"watched": 1.0}, best=number == 1, stop="seen enough" if number == 2 else "")
+
+    level = {"schedule": "constant", "warmup": 0}
+    found = run(tmp_path / "stopped", "grpo", watch=[Watcher()], train=level)
     assert seen == [0, 1, 2]
     assert (found.steps, found.stopped) == (2, "stopped")
+    assert metrics_of(tmp_path / "stopped")[0]["watched"] == 1.0
+    one = run(tmp_path / "one", "grpo", train={**level, "steps": 1})
+    kept, expected = (load_file(r.model / "model.safetensors") for r in (found, one))
+    assert all(torch.equal(kept[name], weight) for name, weight in expected.items())

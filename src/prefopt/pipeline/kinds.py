@@ -23,6 +23,7 @@ from prefopt.settings import (
     KLSettings,
     LoraSettings,
     ModelSettings,
+    MonitorSettings,
     OnlineSettings,
     Positive,
     ReferenceSettings,
@@ -212,9 +213,10 @@ SECTIONS: dict[str, type] = {
     "online": OnlineSettings,
     "kl": KLSettings,
     "critic": CriticSettings,
+    "monitor": MonitorSettings,
     "track": TrackSettings,
 }
-SAMPLING = {"rollout", "reward", "online", "kl"}
+SAMPLING = {"rollout", "reward", "online", "kl", "monitor"}
 """Sections of methods that sample their own answers."""
 MIX = "mix"
 """The section of a weighted sum: `mix: {sft: 0.2}` adds 0.2 times the sft row's loss on the same data."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefopt.losses.methods import Method
     from prefopt.pack.prepare import Prepared
     from prefopt.settings import ModelSettings
+    from prefopt.training.monitor import Monitor
     from prefopt.types import Example, TokenTree
 
 _SHOWN_TREES = 6
@@ -53,7 +54,8 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
         record.write_text(folder / HELDOUT, "".join(f"{tree.where}\n" for tree in prepared.heldout))
     given = {name: settings[name] for name in SETUP if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
-    result = fit(setup, model, prepared, out=folder, track=settings["track"], reward=reward)
+    watch = [_monitor(stage, prepared, folder, context)] if method.online else []
+    result = fit(setup, model, prepared, out=folder, track=settings["track"], reward=reward, watch=watch)
     if method.reads == "scores":
         _examine(model, method, prepared, seed, folder, context)
     facts = {
@@ -65,6 +67,18 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
         "metrics": result.metrics,
     }
     return Done({"model": "model"}, facts, f"{result.steps} steps, {_headline(result.metrics)}")
+
+
+def _monitor(stage: Stage, prepared: Prepared, folder: Path, context: Context) -> Monitor:
+    """What watches a run for reward hacking; its evaluator is asked before the run whether it can judge these prompts."""
+    from prefopt.rollout.rewards import build as build_reward
+    from prefopt.training.monitor import Monitor, evaluator_settings
+
+    settings, evaluator = stage.sections["monitor"], None
+    if settings.evaluator is not None:
+        evaluator = build_reward(evaluator_settings(settings.evaluator), max_new_tokens=stage.sections["rollout"].max_new_tokens)
+        evaluator.check([tree.example for tree in prepared.train if tree.example is not None])
+    return Monitor(settings, evaluator, folder, stage.sections["train"].seed, context.say)
 
 
 def _examine(model: Any, method: Method, prepared: Prepared, seed: int, folder: Path, context: Context) -> None:

@@ -32,7 +32,8 @@ from prefopt.training.job import Job
 from prefopt.training.loop import NotFinite, train_step
 from prefopt.training.lora import merged
 from prefopt.training.memory import explain_oom, is_oom
-from prefopt.training.online import Rounds, Watch
+from prefopt.training.monitor import Watch
+from prefopt.training.online import Rounds
 from prefopt.training.optim import schedule
 from prefopt.training.progress import Progress
 from prefopt.training.rounds import stand_in

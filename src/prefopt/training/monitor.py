@@ -70,6 +70,19 @@ class Check:
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in flat.items()}
 
 
+class Watch(Protocol):
+    """Who is shown every round of a run."""
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the KL to the reference has to be measured for it."""
+        ...
+
+    def __call__(self, number: int, answers: Sequence[Judged], metrics: Mapping[str, float], /) -> Watched:
+        """See `Monitor`."""
+        ...
+
+
 class Say(Protocol):
     """Prints a line."""
 
@@ -94,6 +107,12 @@ class Monitor:
     seed: int
     say: Say
     checks: list[Check] = field(default_factory=list)
+    started: bool = False
+
+    @property
+    def needs_kl(self) -> bool:
+        """See `Watch`."""
+        return self.evaluator is not None
 
     def __call__(self, number: int, answers: Sequence[Judged], metrics: Mapping[str, float]) -> Watched:
         """Look at round `number` (0-based) if it is its turn.
@@ -103,6 +122,8 @@ class Monitor:
             answers: those of the policy.
             metrics: of the round; "objective/kl" is read.
         """
+        if not self.started:
+            self.resume(number)
         turn = self.evaluator is not None and number % self.settings.every == 0 and bool(answers)
         values = self._evaluate(answers) if turn else [None] * len(answers)
         if self.settings.audit_every and number % self.settings.audit_every == 0:
@@ -118,6 +139,7 @@ class Monitor:
 
     def resume(self, number: int) -> None:
         """Take back the checks of the rounds before `number`, when a run goes on there."""
+        self.started = True
         self.checks = [_from_json(json.loads(line)) for line in _lines(self.out / CHECKS) if json.loads(line)["round"] < number]
 
     def _evaluate(self, answers: Sequence[Judged]) -> list[float | None]:

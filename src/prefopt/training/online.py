@@ -31,14 +31,13 @@ from prefopt.rollout.policy import LanguageModel
 from prefopt.rollout.rewards import Reward, Rolled
 from prefopt.rollout.sampler import Sample
 from prefopt.training.job import Job
+from prefopt.training.monitor import Judged, Watch
 from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, measure, to_tensors, trees_of, untold
 from prefopt.training.setup import Setup
 from prefopt.types import TokenTree, plain
 
 EVALUATION = 2**31
 """The round number that draws the random numbers of held-out answers."""
-Watch = Callable[[int, Sequence[Group], Mapping[str, float]], str]
-"""Told of every round: its number, its judged answers and its metrics; a reason to stop the run, or ""."""
 
 
 class Rounds:
@@ -83,6 +82,8 @@ class Rounds:
         self.round: Round | None = None
         self.within: dict[str, Tensor] = {}
         self.reason = ""
+        self.best: dict[str, Tensor] = {}
+        self.hacked = False
         self.first = self._weights() if self.online.anew == "policy" else {}
         self._check()
 
@@ -113,7 +114,12 @@ class Rounds:
         return {f"eval/{name}": value for name, value in found.items()}
 
     def finish(self) -> str:
-        """Where a budget was asked for: measure the KL once more, and take back the last weights that kept it if these do not."""
+        """Where a watch stopped the run, take back the weights it thought best. Where a budget was asked for, measure the KL once more, and
+        take back the last weights that kept it if these do not.
+        """
+        if self.hacked and self.best:
+            self._put(self.best)
+            return "keeping the weights of the best check"
         if not isinstance(self.controller, KLBudget):
             return ""
         groups = self._ask([self.train[i] for i in self.plan.step(0)], EVALUATION + 1, samples=self.setup.rollout.samples)
@@ -128,7 +134,7 @@ class Rounds:
     def state(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Stream`; the round under way, if there is one."""
         plain = {"controller": self.controller.state(), "baseline": self.baseline, "round": None}
-        tensors = {f"within/{name}": tensor for name, tensor in self.within.items()}
+        tensors = {f"{kept}/{name}": tensor for kept in ("within", "best") for name, tensor in getattr(self, kept).items()}
         if self.round is not None and step % self.per_steps:
             plain["round"] = self.round.number
             tensors |= {f"round/{name}": tensor for name, tensor in to_tensors(self.round.trees).items()}
@@ -139,6 +145,7 @@ class Rounds:
         self.controller.load(state["controller"])
         self.baseline = state["baseline"]
         self.within = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("within/")}
+        self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         if state["round"] is not None:
             stored = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("round/")}
             by_index = {tree.index: tree for tree in self.train}
@@ -153,9 +160,24 @@ class Rounds:
         metrics = summary(groups) | {"rollouts/unjudged": float(asked - sum(len(group.answers) for group in groups))}
         trees = self._learn_from(groups, metrics) if groups else []
         self._record(number, groups)
-        for watch in self.watch:
-            self.reason = self.reason or watch(number, groups, metrics)
+        self._look(number, groups, metrics)
         return Round(number, trees, metrics)
+
+    def _look(self, number: int, groups: Sequence[Group], metrics: dict[str, float]) -> None:
+        """Show the round to who watches; its answers are of the weights as they are now."""
+        answers = [
+            Judged(Rolled(_row(group.prompt), answer.sample), answer.verdict, at)
+            for at, group in enumerate(groups)
+            for answer in group.answers
+            if answer.own
+        ]
+        for watch in self.watch:
+            found = watch(number, answers, metrics)
+            metrics |= found.metrics
+            if found.best:
+                self.best = self._weights()
+            if found.stop:
+                self.reason, self.hacked = found.stop, True
 
     def _learn_from(self, groups: Sequence[Group], metrics: dict[str, float]) -> list[TokenTree]:
         """The trees of the round; adds what was found out to its metrics."""
@@ -184,7 +206,8 @@ class Rounds:
         ratios = "advantages" in self.online.gives and (self.per_steps > 1 or self.setup.online.importance_cap is not None)
         held = self.setup.held
         steered = held.target is not None or held.budget is not None or (bool(held.coefficient) and held.place != "loss")
-        return ratios or steered or self.online.has_critic
+        watched = self.job.reference is not None and any(watch.needs_kl for watch in self.watch)
+        return ratios or steered or watched or self.online.has_critic
 
     def _steer(self, kl: float, answers: int) -> None:
         """Move the coefficient; remember weights that keep the budget, and end the run when it cannot be kept."""
