@@ -48,6 +48,12 @@ def bradley_terry() -> Population:
     return drawn.pairs(MANY, compared(MANY) * _strengths(MANY)[0])
 
 
+def apart() -> Population:
+    """Bradley-Terry within two halves of the answers that are never compared with each other."""
+    half = np.arange(len(MANY.completions)) < 8
+    return drawn.pairs(MANY, compared(MANY) * (half[:, None] == half) * _strengths(MANY)[0])
+
+
 def flipped() -> Population:
     """The same with a quarter of the labels flipped: 3 s_i + s_j wins of 4 (s_i + s_j)."""
     mine, other = _strengths(MANY)
@@ -214,6 +220,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("dft", "the most frequent next token, surely", lopsided, t.law(t.greedy)),
     # functions of the margin: the law is ref e^h, h from the preferences
     Claim("dpo", OPTIMUM, bradley_terry, t.law(t.boltzmann), HALF),
+    Claim("dpo", "two halves never compared: Boltzmann within each", apart, t.law(t.parts), HALF),
     Claim("dpo", "forward KL: ref / (1 - (r-λ)/β)", bradley_terry, t.tie(t.forward_kl), {"beta": 1.0, "divergence": "forward_kl"}),
     Claim("dpo", "JS: ref / (2 e^((λ-r)/β) - 1)", bradley_terry, t.tie(t.jensen_shannon), {"beta": 0.5, "divergence": "js"}),
     Claim("dpo", "alpha ½: ref (1 - (r-λ)/2β)^-2", bradley_terry, t.tie(t.half), {"beta": 0.5, "divergence": "alpha", "alpha": 0.5}),

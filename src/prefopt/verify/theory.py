@@ -34,6 +34,15 @@ def boltzmann(o: Outcome) -> Array:
     return tilted_by(o, o.population.world.rewards)
 
 
+def parts(o: Outcome) -> Array:
+    """Boltzmann within each part of the answers that comparisons connect; the parts' masses, which no comparison tells, as they are."""
+    expected = boltzmann(o)
+    for p, wins in enumerate(o.population.wins):
+        labels = exact.components(np.asarray(wins + wins.T, dtype=np.float64))
+        expected[p] = exact.recombine(expected[p], labels, np.bincount(labels, weights=o.probs[p]))
+    return expected
+
+
 def tilted_by(o: Outcome, rewards: Array) -> Array:
     """ref e^{r/β} / Z."""
     return exact.boltzmann(o.ref / o.ref.sum(-1, keepdims=True), rewards, o.options["beta"])
