@@ -145,6 +145,12 @@ def test_only_the_policy_is_differentiated() -> None:
     logps, old, a = (x.clone().requires_grad_() for x in (LOGPS, OLD, A))
     for loss in (losses.ppo_clip, losses.cispo):
         assert torch.autograd.grad(loss(logps, old, a).sum(), (old, a), allow_unused=True) == (None, None)
+    assert torch.autograd.grad(losses.reinforce(logps, a).sum(), (logps, a), allow_unused=True)[1] is None
+    for clip in (0.2, None):
+        assert torch.autograd.grad(losses.value_clip(logps, old, a, clip=clip).sum(), (logps, old, a), allow_unused=True)[1:] == (
+            None,
+            None,
+        )
 
 
 def test_half_precision_comes_out_single() -> None:
@@ -309,7 +315,9 @@ def test_remax_and_the_running_baseline() -> None:
     second = adv.running_baseline(t(1.0, 5.0), first.baseline, decay=0.5)
     assert second.advantages.tolist() == [-2.0, 2.0]
     assert second.baseline.item() == 3.0
-    assert adv.running_baseline(t(1.0, 9.0), torch.tensor(2.0), decay=0.5).baseline.item() == 3.5
+    third = adv.running_baseline(t(1.0, 9.0), torch.tensor(2.0), decay=0.75)
+    assert third.advantages.tolist() == [-1.0, 7.0]
+    assert third.baseline.item() == 2.75
 
 
 def test_choices() -> None:

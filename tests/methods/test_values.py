@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from math import exp, expm1, log
 
 import pytest
@@ -321,3 +322,25 @@ def test_plackett_luce_of_two_is_bradley_terry_and_absent_items_do_not_exist() -
     (slope,) = torch.autograd.grad(losses.plackett_luce(absent).sum(), absent)
     assert slope[:, 2:].eq(0).all()
     assert losses.plackett_luce(torch.tensor([[3.0, -torch.inf], [-torch.inf, -torch.inf]])).tolist() == [0.0, 0.0]
+    reference = torch.zeros_like(absent)
+    torch.testing.assert_close(losses.pl_dpo(absent.detach(), reference, beta=0.5), losses.pl_dpo(scores, reference[:, :2], beta=0.5))
+
+
+def test_unpaired_losses_read_beta_and_leave_the_shift_alone() -> None:
+    policy, reference = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5])
+    label, delta = torch.tensor([True, False]), torch.tensor(0.3, requires_grad=True)
+    expected = [sig(-0.5 * 0.5), sig(0.5 * -2.5)]
+    assert losses.apo_zero_unpaired(policy, reference, label, beta=0.5).tolist() == pytest.approx(expected)
+    policy.requires_grad_()
+    loss = losses.bco(policy, reference, label, beta=0.5, delta=delta).sum()
+    assert torch.autograd.grad(loss, (policy, delta), allow_unused=True)[1] is None
+
+
+@pytest.mark.parametrize("name", ["pl_dpo", "reward_ranking"])
+def test_a_short_list_among_longer_ones_is_read_as_it_is_alone(name: str) -> None:
+    row = METHODS[name]
+    long, short = rows_for(row, 1, seed=3)[0], rows_for(row, 1, seed=4)[0]
+    short = replace(short, sequences=tuple(s for s in short.sequences if s.rank < 2))
+    together = row.terms(view_of([long, short]))[0].values
+    alone = torch.cat([row.terms(view_of([one]))[0].values for one in (long, short)])
+    torch.testing.assert_close(together, alone)

@@ -1,6 +1,7 @@
 """Plant every fault of `faults.FAULTS` in a copy of the source and see whether a test notices.
 
     make mutate                                # all of them, and the table in docs/mutation.md
+    make mutate MUTATE_ARGS=--resume           # only survivors, and what has changed since the last time
     python -m tests.mutation.run reward tree   # those whose names hold one of the words
 
 For each fault the part of the fast suite that concerns its file runs and stops at the first failure. torch and transformers are loaded
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import hashlib
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from tests.mutation.faults import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "mutation.md"
+KEPT = ROOT / "runs" / "mutation.json"
 GOAL = 0.95
 PATIENCE = 900
 """Seconds after which a fault that hangs counts as noticed."""
@@ -40,7 +44,7 @@ VALUES = (
 GOLDEN = ("tests/golden/test_golden.py::test_twenty_steps_are_as_recorded",)
 PACKINGS = (*GOLDEN, "tests/golden/test_golden.py::test_padded_rows_in_small_micro_batches_meet_the_same_file")
 LOSSES = (*VALUES, "tests/exact/test_verify.py", *GOLDEN)
-LOOP = ("tests/unit/test_training.py", *PACKINGS)
+LOOP = (*PACKINGS, "tests/unit/test_training.py")
 CONCERNS: Mapping[str, tuple[str, ...]] = {
     "losses/": LOSSES,
     "losses/policy.py": ("tests/methods/test_policy.py", *VALUES),
@@ -51,8 +55,8 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "losses/reduce.py": ("tests/unit/test_reduce.py", *VALUES, *LOOP),
     "losses/columns.py": (*VALUES, "tests/unit/test_training.py", "tests/exact/test_verify.py", *GOLDEN),
     "losses/metrics.py": (*VALUES, "tests/unit/test_training.py"),
-    "pack/tree.py": ("tests/unit/test_pack.py", "tests/unit/test_attention.py", "tests/exact/test_verify.py", *LOOP),
-    "pack/plan.py": ("tests/unit/test_pack.py", "tests/exact/test_verify.py", *LOOP, "tests/unit/test_distributed.py"),
+    "pack/tree.py": ("tests/unit/test_pack.py", *PACKINGS, "tests/unit/test_attention.py", "tests/unit/test_training.py"),
+    "pack/plan.py": ("tests/unit/test_pack.py", *LOOP, "tests/unit/test_distributed.py"),
     "pack/prepare.py": ("tests/unit/test_prepare.py",),
     "data/": (
         "tests/unit/test_data_read.py",
@@ -61,12 +65,12 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
         "tests/unit/test_prepare.py",
     ),
     "text/": ("tests/unit/test_chat.py", "tests/unit/test_prepare.py"),
-    "model/": ("tests/unit/test_logprobs.py", "tests/unit/test_attention.py", "tests/exact/test_verify.py", *LOOP),
+    "model/": ("tests/unit/test_logprobs.py", *PACKINGS, "tests/unit/test_attention.py", "tests/exact/test_verify.py"),
     "model/reference.py": LOOP,
     "training/": LOOP,
     "training/optim.py": ("tests/unit/test_optim.py", *LOOP),
-    "training/loop.py": (*LOOP, "tests/unit/test_distributed.py"),
-    "training/job.py": (*LOOP, "tests/unit/test_distributed.py"),
+    "training/loop.py": (*LOOP, "tests/unit/test_online.py", "tests/unit/test_distributed.py"),
+    "training/job.py": (*LOOP, "tests/unit/test_online.py", "tests/unit/test_distributed.py"),
     "training/checkpoint.py": ("tests/unit/test_checkpoint.py", "tests/unit/test_training.py"),
     "training/meter.py": ("tests/unit/test_meter.py", *LOOP),
     "training/distributed.py": ("tests/unit/test_distributed.py",),
@@ -215,6 +219,33 @@ class _Witness:
     pytest_collectreport = pytest_runtest_logreport
 
 
+# --- what is known from the last time ---------------------------------------------------------------------------------
+
+
+def _source(fault: Fault) -> str:
+    return (ROOT / "src" / "prefopt" / fault.file).read_text()
+
+
+def _key(fault: Fault) -> str:
+    """What a kill depends on: the file as it is, and the change."""
+    return hashlib.sha256(json.dumps([_source(fault), fault.where, fault.old, fault.new]).encode()).hexdigest()
+
+
+def remembered(faults: Sequence[Fault]) -> list[Result]:
+    """Kills of an earlier run that still stand."""
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    known = [(fault, kept.get(_key(fault))) for fault in faults]
+    return [Result(fault, found["noticed"], found["seconds"]) for fault, found in known if found]
+
+
+def remember(results: Iterable[Result]) -> None:
+    """Keep the kills for `--resume`."""
+    KEPT.parent.mkdir(exist_ok=True)
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    kept |= {_key(r.fault): {"noticed": r.noticed, "seconds": r.seconds} for r in results if r.noticed}
+    KEPT.write_text(json.dumps(kept, indent=1))
+
+
 # --- the account --------------------------------------------------------------------------------------------------------
 
 
@@ -230,9 +261,9 @@ def page(results: Sequence[Result]) -> str:
         "that changes nothing anyone could see, with the reason, or a test that is missing.",
         "",
         f"**{len(killed)} of {len(results)} planted faults are killed ({len(killed) / len(results):.1%})**,",
-        f"{len(recorded)} of them by the golden trajectories alone.",
+        f"{len(recorded)} of them first by the golden trajectories.",
         "",
-        "| file | planted | killed | by golden trajectories alone |",
+        "| file | planted | killed | first by golden trajectories |",
         "|---|---:|---:|---:|",
     ]
     for file in dict.fromkeys(r.fault.file for r in results):
@@ -247,18 +278,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.run", description=__doc__.partition("\n")[0])
     parser.add_argument("words", nargs="*", help="only faults whose names hold one of these")
+    parser.add_argument("--resume", action="store_true", help="take kills of earlier runs as they are where the file has not changed")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args(arguments)
     faults = [fault for fault in FAULTS if not options.words or any(word in fault.name for word in options.words)]
     if not faults:
         raise SystemExit("no fault has such a name")
-    lost = [fault.name for fault in faults if fault.applied((ROOT / "src" / "prefopt" / fault.file).read_text()) is None]
+    lost = [fault.name for fault in faults if fault.applied(_source(fault)) is None]
     for name in lost:
         print(f"no longer applies: {name}")
     faults = [fault for fault in faults if fault.name not in lost]
-    results = []
-    for result in mutants(faults, options.jobs):
+    results = remembered(faults) if options.resume else []
+    known = {result.fault.name for result in results}
+    for result in mutants([fault for fault in faults if fault.name not in known], options.jobs):
         results.append(result)
+        remember([result])
         print(f"{result.state:9}{result.seconds:6.1f} s  {result.fault.name}  {result.noticed or result.fault.survives}", flush=True)
     if broken := unharmed(sorted({result.noticed for result in results if "::" in result.noticed})):
         raise SystemExit(f"without any fault this fails too, so nothing is shown: {broken}")

@@ -82,6 +82,6 @@ def test_the_page_counts_and_names_the_survivors() -> None:
     ]
     text = run.page(results)
     assert "**2 of 3 planted faults are killed (66.7%)**" in text
-    assert "1 of them by the golden trajectories alone" in text
+    assert "1 of them first by the golden trajectories" in text
     assert "| `a.py` | 2 | 2 | 1 |" in text
     assert "- `b.py`, beta: no test sees it" in text
