@@ -91,7 +91,8 @@ def trusted(tree: TokenTree, example: Example, found: Renderer) -> None:
     for branch, completion in zip(tree.branches, example.completions, strict=True):
         assert len(branch.ids) == len(branch.scored) > 0
         assert all(0 <= i < size for i in branch.ids.tolist())
-        assert all(0 <= end < len(branch.ids) and branch.scored[end] for end in branch.step_ends)
+        unpredicted = 0 if len(tree.prompt) else 1
+        assert all(0 <= end < len(branch.ids) and (branch.scored[end] or end < unpredicted) for end in branch.step_ends)
         lost = not len(tree.prompt) and len(branch.ids) == 1  # a first token that nothing predicts
         assert lost or branch.scored[-1]
         assert lost or runs(branch.scored.tolist()) <= turns(completion)

@@ -339,8 +339,8 @@ FORMATS: tuple[Line, ...] = (
     ("ties broken by order", "def _dense_ranks", "enumerate(sorted(set(keys)))", "enumerate(sorted(keys))"),
 )
 CHAT: tuple[Line, ...] = (
-    ("EOS dropped", "def _string", "completion.content.removesuffix(self._eos) + self._eos", "completion.content.removesuffix(self._eos)"),
-    ("EOS doubled", "def _string", "completion.content.removesuffix(self._eos) + self._eos", "completion.content + self._eos"),
+    ("EOS dropped", "def _string", "_steps(content, self._eos, completion)", "_steps(content, \"\", completion)"),
+    ("EOS doubled", "def _string", "completion.content.removesuffix(self._eos)", "completion.content"),
     ("BOS doubled", "def _with_bos", "prompt if prompt.startswith(bos) else bos + prompt", "bos + prompt"),
     ("BOS dropped", "def _with_bos", "else bos + prompt", "else prompt"),
     ("no generation prompt", "def prompt_ids", "self._render(prompt, True, tools)", "self._render(prompt, False, tools)"),

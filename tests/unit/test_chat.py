@@ -401,3 +401,12 @@ def test_template_names() -> None:
 def test_text_that_is_no_conversation_does_not_parse() -> None:
     with pytest.raises(TemplateError, match="not a conversation"):
         RENDERERS["chatml"].parse("once upon a time")
+
+
+def test_a_step_is_not_found_in_the_stop_token() -> None:
+    """A step of "<" would cut <|im_end|> in two, and the answer would never end."""
+    renderer = Renderer(tokenizer("chatml"))
+    for prompt in ("x", (Message("user", "x"),)):
+        answer = Completion(content="a", steps=("<",), step_labels=(1.0,))
+        with pytest.raises(DataError, match="is not in the completion"):
+            renderer.tree(Example(prompt=prompt, completions=(answer,)))

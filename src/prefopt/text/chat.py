@@ -179,7 +179,8 @@ class Renderer:
     def _string(self, completion: Completion) -> list[_Piece]:
         if not isinstance(completion.content, str):
             raise DataError("the prompt is a string and the completion is messages", fix="Give both as strings or both as messages.")
-        return _steps(completion.content.removesuffix(self._eos) + self._eos, completion)
+        content = completion.content.removesuffix(self._eos)
+        return _steps(content, self._eos, completion)
 
     def _conversation(self, example: Example, prompt: Messages) -> _Plan:
         answers = [_messages(completion) for completion in example.completions]
@@ -213,7 +214,8 @@ class Renderer:
                 pieces.append(_Piece(whole[at : len(before)], False))
             at = len(before) + len(turn)
             answered = self._ended(turn, final)
-            pieces += _steps(answered, completion) if final else [_Piece(answered, True)]
+            stop = next((stop for stop in self._stops if answered.endswith(stop)), "")
+            pieces += _steps(answered.removesuffix(stop), stop, completion) if final else [_Piece(answered, True)]
         return pieces
 
     def _close(self, turn: str) -> str:
@@ -314,8 +316,8 @@ def _messages(completion: Completion) -> Messages:
     return messages
 
 
-def _steps(text: str, completion: Completion) -> list[_Piece]:
-    """A scored text cut after each reasoning step."""
+def _steps(text: str, stop: str, completion: Completion) -> list[_Piece]:
+    """A scored text cut after each reasoning step; its stop token belongs to none, whatever the step says."""
     pieces, at = [], 0
     for step, label in zip(completion.steps, completion.step_labels, strict=bool(completion.step_labels)):
         begin = text.find(step, at)
@@ -325,7 +327,8 @@ def _steps(text: str, completion: Completion) -> list[_Piece]:
         if end > at:
             pieces.append(_Piece(text[at:end], True, label))
             at = end
-    return [*pieces, _Piece(text[at:], True)] if at < len(text) else pieces
+    rest = text[at:] + stop
+    return [*pieces, _Piece(rest, True)] if rest else pieces
 
 
 def _altered(turn: int, turns: int) -> TemplateError:
