@@ -102,10 +102,11 @@ class AdaptiveKL(FixedKL):
 class KLBudget(FixedKL):
     """A bound on KL that is kept: the coefficient rises as the bound comes near, and the run ends when that is not enough.
 
-    β <- β exp(½ (m - aim)/aim), at least β/1.1 and at most 4 β,  m = KL + 6 · (smoothed rise of KL a round)
+    β <- β exp(½ (m - aim)/aim), at least β/1.2 and at most 2 β,  m = KL + 6 · (smoothed rise of KL a round)
 
     KL answers a change of β only after some rounds, so the controller looks six rounds ahead, lowers β slowly and raises it fast; on
-    policies that answer within 3 to 20 rounds it settles just below `aim`. `spent` is true once KL has been above the budget for
+    policies that answer within 3 to 20 rounds it settles just below `aim`. One answer with an enormous log-ratio can carry the mean of a
+    round, so a rise of more than half the budget in one round is read as half the budget. `spent` is true once KL has been above the budget for
     `patience` rounds in a row; the caller stops there and keeps the last weights that were within.
 
     Args:
@@ -116,10 +117,10 @@ class KLBudget(FixedKL):
 
     >>> budget = KLBudget(2.0, initial=0.1)
     >>> [round(budget.update(kl, 64), 3) for kl in (0.5, 1.9, 3.0)]
-    [0.103, 0.378, 1.511]
+    [0.088, 0.15, 0.299]
     """
 
-    AHEAD, GAIN, RISE, FALL, SMOOTH = 6, 0.5, 4.0, 1.1, 0.5
+    AHEAD, GAIN, RISE, FALL, SMOOTH, JUMP = 6, 0.5, 2.0, 1.2, 0.7, 0.5
 
     def __init__(self, budget: float, *, initial: float = 0.05, aim: float = 0.95, patience: int = 10) -> None:
         require(budget > 0, "kl.budget", budget, "positive")
@@ -142,6 +143,7 @@ class KLBudget(FixedKL):
         """The coefficient after a round whose KL was `kl` nats, the mean over its `n` answers of sums over tokens."""
         self.above = 0 if self.within(kl) else self.above + 1
         if math.isfinite(kl):
+            kl = min(kl, self.last + self.JUMP * self.budget)
             self.slope = self.SMOOTH * self.slope + (1 - self.SMOOTH) * (kl - self.last)
             self.last = kl
             step = self.GAIN * (kl + self.AHEAD * self.slope - self.aim) / self.aim
