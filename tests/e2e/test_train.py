@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,17 +74,52 @@ def test_a_run_leaves_a_model_and_its_evidence(prefopt: Prefopt, base: Path, dat
     assert prefopt(*command, *settings, "train.seed=1", "--overwrite").code == 0
 
 
+def scorer(folder: Path) -> str:
+    """A reward function in a file: the number of letters, odd or even."""
+    path = folder / "rewards.py"
+    path.write_text("def letters(completions, **columns):\n    return [float(len(text) % 2) for text in completions]\n")
+    return f"{path}:letters"
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_methods_recipe_takes_two_steps(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path, method: str) -> None:
     path = data(METHODS[method].data)
     recipe = ROOT / "recipes" / "methods" / f"{method}.yaml"
     settings = ("train.steps=2", "train.batch_size=6", "train.learning_rate=1e-3")
+    if METHODS[method].online:
+        settings += (f"reward.function={scorer(tmp_path)}", "reward.model=null", "reward.verifier=null", "rollout.max_new_tokens=8")
+        settings += ("reward.overlong_buffer=4",) if method == "dapo" else ("critic.path=null",) if method == "ppo" else ()
     done = prefopt("run", recipe, f"model.path={base}", f"data.path={path}", *settings, "--out", tmp_path)
     assert done.code == 0, done.err
     steps = [row for row in metrics(tmp_path / method) if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
     assert (tmp_path / method / "model" / "model.safetensors").exists()
+
+
+def test_grpo_from_the_command_line(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:
+    command = ("train", "grpo", "--model", base, "--data", data("prompts"), "--out", tmp_path / "run")
+    settings = ("train.steps=2", "train.batch_size=4", "rollout.samples=4", "rollout.max_new_tokens=8", "train.learning_rate=1e-3")
+    done = prefopt(*command, *settings, f"reward.function={scorer(tmp_path)}")
+    assert done.code == 0, done.err
+    assert {"reward", "reward_std", "kl", "completions/mean_length", "rewards/letters/mean"} <= metrics(tmp_path / "run")[0].keys()
+    kept = (tmp_path / "run" / "rollouts" / "round-000001.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["completions"]) for line in kept] == [4] * 4
+    for wrong, says in (
+        ((), "nothing rates the answers"),
+        (("reward.verifier=math",), "answer"),
+        ((f"reward.function={scorer(tmp_path)}", "rollout.samples=1"), "set rollout.samples=8"),
+        ((f"reward.function={scorer(tmp_path)}", "rollout.max_new_tokens=4000"), "max_length|max_new_tokens"),
+    ):
+        refused = prefopt(*command, *settings, *wrong, "--overwrite")
+        assert refused.code == 2, refused.out
+        assert re.search(says, refused.err), refused.err
+        assert len(refused.err.strip().splitlines()) <= 6
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"prompt": "  "}\n')
+    refused = prefopt("train", "grpo", "--model", base, "--data", empty, "--out", tmp_path / "no", f"reward.function={scorer(tmp_path)}")
+    assert refused.code == 2
+    assert "empty prompt" in refused.err
 
 
 def test_adapters_are_merged_into_a_model_anybody_opens(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:

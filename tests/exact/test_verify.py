@@ -17,7 +17,7 @@ from prefopt.losses.columns import View
 from prefopt.losses.methods import METHODS, Method
 from prefopt.losses.reduce import count, reduce
 from prefopt.pack.tree import pack
-from prefopt.verify import CLAIMS, Verdict, claims, table, verify
+from prefopt.verify import CLAIMS, Verdict, claims, sampled, table, verify
 from prefopt.verify.learn import Table
 
 Loss = Callable[..., torch.Tensor]
@@ -207,6 +207,61 @@ def test_the_table_policy_is_a_law_and_its_loss_is_the_population_s() -> None:
         w = wins + wins.T
         expected += exact.dpo_loss(laws[0][p], laws[1][p], preferences[p], w, 0.5) * w.sum() / 2
     assert found == pytest.approx(expected / population.wins.sum())
+
+
+# --- methods that sample ------------------------------------------------------------------------------------------------
+
+
+def of(method: str, **changes: Any) -> float:
+    """The distance of the first claim of a method, with changes planted into it."""
+    claim = next(claim for claim in CLAIMS if claim.method == method)
+    return replace(claim, **changes).tried("table")
+
+
+SAMPLING = [name for name, row in METHODS.items() if row.online is not None and "keep" not in row.online.gives]
+
+
+@pytest.mark.parametrize("method", SAMPLING)
+def test_expected_gradients_are_those_of_theory(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not with the sign turned round, which would be an angle of 180 degrees."""
+    assert of(method) < 1e-9
+    plant(monkeypatch, method, replace(METHODS[method], loss=sign(METHODS[method].loss)))
+    assert of(method) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("ppo", {"options": {"lam": 0.5}}),  # a critic that knows nothing biases all but lambda = 1
+        ("rloo", {"kl": 0.0, "distance": sampled.gradient(lambda whole, logp: sampled.objective(_with(whole, 0.5), logp))}),
+        ("reinforce", {"options": {"decay": 0.0}, "distance": sampled.gradient(sampled.signs)}),
+    ],
+)
+def test_what_biases_a_gradient_is_caught(method: str, changes: dict[str, Any]) -> None:
+    assert of(method, **changes) > 1e-3
+
+
+def _with(whole: Any, kl: float) -> Any:
+    whole.kl = kl
+    return whole
+
+
+def test_a_wrong_baseline_and_a_lost_length_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    online = METHODS["rloo"].online
+    assert online is not None
+
+    def own(rewards: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        return rewards * rewards.sign()  # depends on the answer it is taken from
+
+    plant(monkeypatch, "rloo", replace(METHODS["rloo"], online=replace(online, make=own)))
+    assert of("rloo") > 1e-3
+    plant(monkeypatch, "dr_grpo", replace(METHODS["dr_grpo"], within="mean"))
+    assert of("dr_grpo") > 1e-3
+
+
+def test_the_boltzmann_optimum_is_reached_by_sampling() -> None:
+    claim = next(c for c in CLAIMS if c.method == "reinforce" and c.says == claims.OPTIMUM)
+    assert claim.tried("table") < 0.001
 
 
 @pytest.mark.slow

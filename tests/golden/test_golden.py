@@ -15,8 +15,8 @@ from tests.ranks import together
 ROOT = record.ROOT
 FEW = ("sft", "dpo", "kto", "bco", "pl_dpo", "reward", "prm")
 """A method of each kind of data and of coupling, for what is too slow for all."""
-ALONE = {name for name, row in METHODS.items() if row.coupling == "batch"}
-"""Methods that sort the rows of a step, and refuse several processes."""
+ALONE = {name for name, row in METHODS.items() if row.coupling == "batch" or row.online}
+"""Methods that sort the rows of a step or sample, and refuse several processes."""
 
 
 @pytest.mark.parametrize("method", METHODS)

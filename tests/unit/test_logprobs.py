@@ -37,13 +37,33 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda h, w, b: token_logps(h, target, Head(w, b, 0.7, 4.0), chunk=5).logps_T, (hidden, weight, bias))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_gradients_of_entropy_and_of_a_temperature(temperature: float, softcap: float | None) -> None:
+    hidden, target, weight, bias = setup()
+    up = torch.randn(2, T, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    head = Head(weight, bias, 0.5, softcap, temperature)
+    found = []
+    for stats in (token_logps(hidden, target, head, stats=True, chunk=5), token_logps_plain(hidden, target, head)):
+        alone = torch.autograd.grad(stats.entropy_T, [hidden, weight, bias], up[1], retain_graph=True)
+        both = torch.autograd.grad((up[0] * stats.logps_T + up[1] * stats.entropy_T).sum(), [hidden, weight, bias])
+        found.append((*alone, *both))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    sharper = token_logps_plain(hidden, target, Head(weight, bias, 0.5, softcap)).logps_T
+    if temperature == 1.0:
+        torch.testing.assert_close(token_logps(hidden, target, head).logps_T, sharper)
+    else:
+        assert not torch.allclose(token_logps(hidden, target, head).logps_T, sharper)
+
+
 def test_entropy_and_collision() -> None:
     hidden, target, weight, _ = setup()
     got, want = token_logps(hidden, target, Head(weight), stats=True, chunk=5), token_logps_plain(hidden, target, Head(weight))
     torch.testing.assert_close(got.logps_T, want.logps_T)
     torch.testing.assert_close(got.entropy_T, want.entropy_T)
     torch.testing.assert_close(got.collision_T, want.collision_T)
-    assert not got.entropy_T.requires_grad
+    assert not got.collision_T.requires_grad
     uniform = token_logps(torch.zeros(2, D), torch.tensor([0, 1]), Head(torch.randn(V, D)), stats=True)
     torch.testing.assert_close(uniform.entropy_T, torch.full((2,), float(torch.tensor(V).log())))
     torch.testing.assert_close(uniform.collision_T, -torch.full((2,), float(torch.tensor(V).log())))

@@ -106,7 +106,7 @@ class KLBudget(FixedKL):
 
     KL answers a change of β only after some rounds, so the controller looks six rounds ahead, lowers β slowly and raises it fast; on
     policies that answer within 3 to 20 rounds it settles just below `aim`. One answer with an enormous log-ratio can carry the mean of a
-    round, so a rise of more than half the budget in one round is read as half the budget. `spent` is true once KL has been above the budget for
+    round, so a rise by more than half the budget is read as half the budget. `spent` is true once KL has been above the budget for
     `patience` rounds in a row; the caller stops there and keeps the last weights that were within.
 
     Args:
