@@ -96,6 +96,8 @@ class _LinearLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         hidden, target, weight, bias, entropy = ctx.saved_tensors
         head = replace(ctx.head, weight=weight, bias=bias)
+        if grads[0] is None and grads[1] is None:
+            return (None,) * 7
         d_logps = grads[0] if grads[0] is not None else torch.zeros_like(grads[1])
         wants_hidden, _, wants_weight, wants_bias = ctx.needs_input_grad[:4]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
