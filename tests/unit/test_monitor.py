@@ -64,7 +64,7 @@ def test_a_fall_is_warned_of_and_then_stops_at_the_best(tmp_path: Path) -> None:
 def test_told_only_to_warn_it_goes_on(tmp_path: Path) -> None:
     found, said = watch(tmp_path, RISING, stop=False)
     assert not any(w.stop for w in found)
-    assert len(said) == 3
+    assert len(said) == 1  # said when it begins, not at every check
 
 
 @pytest.mark.parametrize("means", [[(0.0, 2.0), (0.5, 2.0)] * 4, [(3.0 - i, 3.0 - i) for i in range(8)]], ids=["level", "both fall"])
@@ -131,3 +131,24 @@ def test_what_an_evaluator_may_be(tmp_path: Path) -> None:
     assert evaluator_settings("https://x/y").url == "https://x/y"
     assert evaluator_settings("judge.py:score").function == "judge.py:score"
     assert evaluator_settings(str(tmp_path)).model == str(tmp_path)
+
+
+def test_a_run_that_hacks_its_reward_is_stopped_and_its_best_weights_are_kept(tmp_path: Path) -> None:
+    """GRPO is paid for even tokens; what is wanted are odd ones. It ends, saying so, at the weights of the best check."""
+    from tests.worlds import EvenTokens, run
+
+    class Odd(Evaluator):
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            return [Verdict(float((a.sample.ids % 2).mean())) for a in rolled]
+
+    said: list[str] = []
+    monitor = Monitor(MonitorSettings(every=2), Odd(), tmp_path, 0, said.append)
+    train = {"steps": 40, "learning_rate": 1e-2, "schedule": "constant", "warmup": 0}
+    found = run(tmp_path, "grpo", reward=EvenTokens(), watch=[monitor], train=train)
+    assert found.stopped == "stopped"
+    assert found.steps < 40
+    lines = [json.loads(line) for line in (tmp_path / CHECKS).read_text().splitlines()]
+    assert [line["verdict"] for line in lines[-2:]] == ["fallen", "fallen"]
+    assert lines[-1]["reward"] > lines[0]["reward"]
+    assert lines[-1]["evaluator"] < max(line["evaluator"] for line in lines)
+    assert "may be being hacked" in said[0]

@@ -199,7 +199,8 @@ class Monitor:
         last = self.checks[-self.settings.patience :]
         if self.settings.stop and len(last) == self.settings.patience and all(c.verdict == "fallen" for c in last):
             return Watched(metrics, stop=f"reward hacking: {what}")
-        self.say(f"warning: {what}: the reward may be being hacked")
+        if len(self.checks) < 2 or self.checks[-2].verdict == "ok":
+            self.say(f"warning: {what}: the reward may be being hacked")
         return Watched(metrics)
 
     def _audit(self, number: int, answers: Sequence[Judged], values: Sequence[float | None]) -> None:
