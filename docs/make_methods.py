@@ -194,7 +194,7 @@ def options(method: Method, recipe: Recipe) -> list[str]:
 
 def start(method: Method) -> str:
     """The loss where policy and reference agree, at the defaults, on one prompt with two answers of one token each."""
-    if not method.needs_reference or method.reads != "logps":
+    if not method.needs_reference or method.reads != "logps" or method.data == "prompts":
         return ""
     return f"{float(method.terms(probe())[0].values.mean()):.6g}"
 

@@ -29,7 +29,9 @@ demonstrator = habit / habit.sum(1, keepdims=True)
 sft = learn("sft", drawn.demonstrations(world, habit), {}, "table")
 print(f"mean quality of the demonstrator   {(demonstrator * quality).sum(1).mean():.4f}")
 print(f"mean quality after SFT             {(sft.probs * quality).sum(1).mean():.4f}")
-print(f"total variation between the two    {exact.total_variation(sft.probs, demonstrator).max():.6f}")
+print(
+    f"total variation between the two    {exact.total_variation(sft.probs, demonstrator).max():.6f}"
+)
 
 # %% [markdown]
 # SFT is the demonstrator, to six digits. More demonstrations would not change that: the fit is already perfect.
@@ -45,7 +47,9 @@ for beta in betas:
     dpo = learn("dpo", pairs, {"beta": beta}, "table")
     optimum = exact.boltzmann(dpo.ref, quality, beta)
     reached.append((dpo.probs * quality).sum(1).mean())
-    print(f"β = {beta:<5} mean quality {reached[-1]:.4f}   distance to ref e^(r/β)/Z {exact.total_variation(dpo.probs, optimum).max():.5f}")
+    print(
+        f"β = {beta:<5} mean quality {reached[-1]:.4f}   distance to ref e^(r/β)/Z {exact.total_variation(dpo.probs, optimum).max():.5f}"
+    )
 start = (dpo.ref * quality).sum(1).mean()
 print(f"the reference all of these started from: {start:.4f}")
 
@@ -55,17 +59,23 @@ print(f"the reference all of these started from: {start:.4f}")
 
 # %%
 fine = np.geomspace(0.1, 10, 41)
-after_sft = [(exact.boltzmann(demonstrator, quality, beta) * quality).sum(1).mean() for beta in fine]
+after_sft = [
+    (exact.boltzmann(demonstrator, quality, beta) * quality).sum(1).mean() for beta in fine
+]
 best = quality.max(1).mean()
 level = (demonstrator * quality).sum(1).mean()
-print(f"demonstrator {level:.4f}, DPO from SFT at β = 1: {np.interp(1.0, fine, after_sft):.4f}, the best answer always: {best:.4f}")
+print(
+    f"demonstrator {level:.4f}, DPO from SFT at β = 1: {np.interp(1.0, fine, after_sft):.4f}, the best answer always: {best:.4f}"
+)
 
 # %% plot
 from plot import Plot
 
 p = Plot("Mean quality after DPO, by β", x="β", y="quality, nats", log=True)
 p.line("from SFT (theory)", fine, after_sft).points("from random (run)", betas, reached)
-p.rule(y=level, label="the demonstrator, and SFT").rule(y=best, label="the best answer always").save("01")
+p.rule(y=level, label="the demonstrator, and SFT").rule(
+    y=best, label="the best answer always"
+).save("01")
 
 # %% [markdown]
 # **Found.** SFT ends at {{level:.3f}}, which is the demonstrator's own level; DPO from there reaches {{np.interp(0.25, fine, after_sft):.3f}}

@@ -22,7 +22,10 @@ from prefopt import exact
 from prefopt.world import Annotator, World
 
 world, rng = World(0), np.random.default_rng(2)
-PEOPLE = {"reliable": Annotator(scale=6.0), "impressed": Annotator(scale=2.0, length=1.0, flattery=2.0)}
+PEOPLE = {
+    "reliable": Annotator(scale=6.0),
+    "impressed": Annotator(scale=2.0, length=1.0, flattery=2.0),
+}
 SEEN = ("words", "courteous", "hedged", "flattering", "padded", "terse")
 
 
@@ -60,7 +63,9 @@ for name in PEOPLE:
     models[name] = weights
     accuracy = (held @ weights > 0).mean()
     told = ", ".join(f"{feature} {w:+.2f}" for feature, w in zip(SEEN, weights, strict=True))
-    print(f"{name} people: the model agrees with held-out choices {accuracy:.0%}; the choices agree with the truth {(gold > 0).mean():.0%}")
+    print(
+        f"{name} people: the model agrees with held-out choices {accuracy:.0%}; the choices agree with the truth {(gold > 0).mean():.0%}"
+    )
     print(f"    weights: {told}")
 
 # %% [markdown]
@@ -71,8 +76,15 @@ for name in PEOPLE:
 pool, counts = 64, (1, 2, 4, 8, 16, 32, 64)
 requests = world.requests(60, seed=3)
 drafts = [[world.draft(request, rng) for _ in range(pool)] for request in requests]
-seen = np.array([[features(q.meta, text) for text in row] for q, row in zip(requests, drafts, strict=True)])
-truth = np.array([[world.gold(q.meta, text) for text in row] for q, row in zip(requests, drafts, strict=True)])
+seen = np.array(
+    [[features(q.meta, text) for text in row] for q, row in zip(requests, drafts, strict=True)]
+)
+truth = np.array(
+    [
+        [world.gold(q.meta, text) for text in row]
+        for q, row in zip(requests, drafts, strict=True)
+    ]
+)
 uniform = np.full((len(requests), pool), 1 / pool)
 curves = {}
 for name, weights in models.items():
@@ -82,16 +94,29 @@ for name, weights in models.items():
         [(law * truth).sum(1).mean() for law in laws],
         [(law * (proxy - proxy.mean(1, keepdims=True))).sum(1).mean() for law in laws],
     )
-    print(f"{name:<9} gold reward by n", {n: round(float(g), 3) for n, g in zip(counts, curves[name][0], strict=True)})
-    print(f"{'':<9} proxy reward by n", {n: round(float(p), 2) for n, p in zip(counts, curves[name][1], strict=True)})
+    print(
+        f"{name:<9} gold reward by n",
+        {n: round(float(g), 3) for n, g in zip(counts, curves[name][0], strict=True)},
+    )
+    print(
+        f"{'':<9} proxy reward by n",
+        {n: round(float(p), 2) for n, p in zip(counts, curves[name][1], strict=True)},
+    )
 best = [(exact.best_of_n(uniform, truth, n) * truth).sum(1).mean() for n in counts]
-print("with the true reward     ", {n: round(float(b), 3) for n, b in zip(counts, best, strict=True)})
+print(
+    "with the true reward     ",
+    {n: round(float(b), 3) for n, b in zip(counts, best, strict=True)},
+)
 
 # %% plot
 from plot import Plot
 
-p = Plot("Gold reward of the best of n by a proxy", x="n", y="gold reward", log=True).line("true reward", counts, best, dash=True)
-p.line("reliable people", counts, curves["reliable"][0]).line("impressed people", counts, curves["impressed"][0]).save("02")
+p = Plot("Gold reward of the best of n by a proxy", x="n", y="gold reward", log=True).line(
+    "true reward", counts, best, dash=True
+)
+p.line("reliable people", counts, curves["reliable"][0]).line(
+    "impressed people", counts, curves["impressed"][0]
+).save("02")
 
 # %% [markdown]
 # **Found.** Both proxies' own scores rise with every n. Under the one fitted to reliable people the gold reward goes from

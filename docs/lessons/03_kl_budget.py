@@ -29,7 +29,9 @@ gain = np.array([law @ reward for law in laws])
 for beta in (10.0, 1.0, 0.5, 0.2, 0.1):
     law = exact.boltzmann(ref, reward, beta)
     print(f"β = {beta:<5} KL {exact.kl(law, ref):.3f} nats, mean reward {law @ reward:+.3f}")
-print(f"best answer: reward {reward.max():+.3f}, always giving it costs KL = -log ref = {-np.log(ref[reward.argmax()]):.3f} nats")
+print(
+    f"best answer: reward {reward.max():+.3f}, always giving it costs KL = -log ref = {-np.log(ref[reward.argmax()]):.3f} nats"
+)
 
 # %% [markdown]
 # **The price.** The slope of the curve, by differences, against β:
@@ -50,7 +52,9 @@ def frontier(budget: float) -> float:
     return float(np.interp(budget, nats[::-1], gain[::-1]))
 
 
-rivals = {"best of n": [exact.best_of_n(ref, reward, n) for n in (2, 3, 4, 6, 8, 12, 16, 24, 32)]}
+rivals = {
+    "best of n": [exact.best_of_n(ref, reward, n) for n in (2, 3, 4, 6, 8, 12, 16, 24, 32)]
+}
 top = np.eye(answers)[reward.argmax()]
 rivals["coin"] = [(1 - share) * ref + share * top for share in np.linspace(0.05, 0.95, 15)]
 tilts = rng.normal(size=(20_000, answers)) * rng.uniform(0, 3, size=(20_000, 1))
@@ -60,10 +64,14 @@ short = {}
 for name, family in rivals.items():
     lost = np.array([frontier(float(exact.kl(law, ref))) - law @ reward for law in family])
     short[name] = lost
-    print(f"{name:<10} {len(family):>5} laws, loses {lost.min():.3f} to {lost.max():.3f} of reward to the Boltzmann law of equal KL")
+    print(
+        f"{name:<10} {len(family):>5} laws, loses {lost.min():.3f} to {lost.max():.3f} of reward to the Boltzmann law of equal KL"
+    )
 bon = rivals["best of n"]
 bound = [exact.best_of_n_kl_bound(n) for n in (2, 3, 4, 6, 8, 12, 16, 24, 32)]
-print(f"KL of best of 32: {exact.kl(bon[-1], ref):.3f}, below its bound log n - (n-1)/n = {bound[-1]:.3f}")
+print(
+    f"KL of best of 32: {exact.kl(bon[-1], ref):.3f}, below its bound log n - (n-1)/n = {bound[-1]:.3f}"
+)
 
 # %% [markdown]
 # A budget is kept by finding the β that spends it. KL falls as β grows, so bisection does:
@@ -73,18 +81,32 @@ budget = 1.0
 low, high = 1e-3, 1e3
 for _ in range(100):
     beta = np.sqrt(low * high)
-    low, high = (beta, high) if exact.kl(exact.boltzmann(ref, reward, beta), ref) > budget else (low, beta)
+    low, high = (
+        (beta, high)
+        if exact.kl(exact.boltzmann(ref, reward, beta), ref) > budget
+        else (low, beta)
+    )
 spent = exact.kl(exact.boltzmann(ref, reward, beta), ref)
-print(f"a budget of 1 nat is spent at β = {beta:.4f}: KL {spent:.6f}, reward {exact.boltzmann(ref, reward, beta) @ reward:+.3f}")
+print(
+    f"a budget of 1 nat is spent at β = {beta:.4f}: KL {spent:.6f}, reward {exact.boltzmann(ref, reward, beta) @ reward:+.3f}"
+)
 
 # %% plot
 from plot import Plot
 
-p = Plot("Mean reward against KL to the reference", x="KL, nats", y="reward").line("Boltzmann", nats[::-1], gain[::-1])
+p = Plot("Mean reward against KL to the reference", x="KL, nats", y="reward").line(
+    "Boltzmann", nats[::-1], gain[::-1]
+)
 for name in ("best of n", "coin"):
-    p.points(name, [exact.kl(law, ref) for law in rivals[name]], [law @ reward for law in rivals[name]])
+    p.points(
+        name,
+        [exact.kl(law, ref) for law in rivals[name]],
+        [law @ reward for law in rivals[name]],
+    )
 some = [law for law in rivals["random"][:200] if exact.kl(law, ref) < 3]
-p.points("random", [exact.kl(law, ref) for law in some], [law @ reward for law in some]).save("03")
+p.points("random", [exact.kl(law, ref) for law in some], [law @ reward for law in some]).save(
+    "03"
+)
 
 # %% [markdown]
 # **Found.** The Boltzmann family is the frontier, and its slope is β. The first nats are cheap and the last ones dear. Best of n

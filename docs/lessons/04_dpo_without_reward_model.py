@@ -25,8 +25,12 @@ tilted = exact.boltzmann(direct.ref, scored.scores, beta)  # stage two, solved e
 truth = exact.boltzmann(direct.ref, pairs.world.rewards, beta)
 apart = exact.total_variation(direct.probs, tilted).max()
 print(f"total variation, DPO to reward model + RL {apart:.6f}")
-print(f"total variation, DPO to the true optimum  {exact.total_variation(direct.probs, truth).max():.6f}")
-print(f"total variation, start to the optimum     {exact.total_variation(direct.ref, truth).max():.4f}")
+print(
+    f"total variation, DPO to the true optimum  {exact.total_variation(direct.probs, truth).max():.6f}"
+)
+print(
+    f"total variation, start to the optimum     {exact.total_variation(direct.ref, truth).max():.4f}"
+)
 
 # %% [markdown]
 # One law. "With infinite data DPO gives the same solution" needs the conditions, though. Take them away one at a time.
@@ -47,7 +51,9 @@ for masses in (np.bincount(islands, weights=best), [0.3, 0.3, 0.4], [0.01, 0.01,
     law = exact.recombine(best, islands, masses)
     rows.append((exact.dpo_loss(law, ref, preferences, w, beta), law @ reward))
     told = ", ".join(f"{m:.2f}" for m in masses)
-    print(f"masses of the islands {told}: DPO loss {rows[-1][0]:.6f}, mean reward {rows[-1][1]:+.3f}")
+    print(
+        f"masses of the islands {told}: DPO loss {rows[-1][0]:.6f}, mean reward {rows[-1][1]:+.3f}"
+    )
 
 # %% [markdown]
 # The same loss to the last digit, and a mean reward anywhere between good and terrible: answer 5, which nobody compared, may get
@@ -60,8 +66,12 @@ for masses in (np.bincount(islands, weights=best), [0.3, 0.3, 0.4], [0.01, 0.01,
 cycle = np.array([[0.5, 0.9, 0.1], [0.1, 0.5, 0.9], [0.9, 0.1, 0.5]])
 flat, every = np.full(3, 1 / 3), 1 - np.eye(3)
 stuck = exact.dpo_loss(flat, flat, cycle, every, 1.0)
-print(f"DPO at the reference {stuck:.4f} (ln 2 = {np.log(2):.4f}); entropy of the labels {exact.dpo_minimum(cycle, every):.4f}")
-print(f"slope there {np.abs(exact.dpo_gradient(flat, flat, cycle, every, 1.0)).max():.1e}: it stays")
+print(
+    f"DPO at the reference {stuck:.4f} (ln 2 = {np.log(2):.4f}); entropy of the labels {exact.dpo_minimum(cycle, every):.4f}"
+)
+print(
+    f"slope there {np.abs(exact.dpo_gradient(flat, flat, cycle, every, 1.0)).max():.1e}: it stays"
+)
 
 # %% [markdown]
 # **3. Finitely many labels.** When w beat l every time it was asked, no finite margin is the best: the loss only tends to 0.
@@ -75,7 +85,12 @@ print("π(w)", ladder, "loss", np.round(falling, 5))
 # %% plot
 from plot import Plot
 
-p = Plot("What training did to each answer of prompt 2", x="answer", y="log π/ref", names=[str(k) for k in range(15)])
+p = Plot(
+    "What training did to each answer of prompt 2",
+    x="answer",
+    y="log π/ref",
+    names=[str(k) for k in range(15)],
+)
 p.bars("DPO", direct.ratio[1]).bars("RM + RL", np.log(tilted[1] / direct.ref[1])).save("04")
 
 # %% [markdown]

@@ -46,7 +46,9 @@ def from_comparisons(n: int, flipped: float = 0.0) -> np.ndarray:
     def loss(r: np.ndarray) -> tuple[float, np.ndarray]:
         gap = r[w] - r[rejected]
         push = -expit(-gap)
-        return -log_expit(gap).sum() + 0.01 * (r @ r), np.bincount(w, push, answers) - np.bincount(rejected, push, answers) + 0.02 * r
+        return -log_expit(gap).sum() + 0.01 * (r @ r), np.bincount(
+            w, push, answers
+        ) - np.bincount(rejected, push, answers) + 0.02 * r
 
     return minimize(loss, np.zeros(answers), jac=True).x
 
@@ -87,14 +89,19 @@ print(
 # **How fast.** The error of a fitted gap falls like 1/√n: four times the labels halve it.
 
 # %%
-errors = [np.std([np.diff(from_comparisons(n)[[2, 9]])[0] for _ in range(60)]) for n in (250, 1000, 4000)]
+errors = [
+    np.std([np.diff(from_comparisons(n)[[2, 9]])[0] for _ in range(60)])
+    for n in (250, 1000, 4000)
+]
 print("spread of one fitted gap with 250, 1000, 4000 comparisons:", np.round(errors, 3))
 
 # %% plot
 from plot import Plot
 
 plot = Plot("Pairs of answers put in the right order", x="judgements", y="share", log=True)
-plot.line("comparisons", sizes, pairs).line("marks", sizes, marks).line("20% flipped", sizes, noisy, dash=True)
+plot.line("comparisons", sizes, pairs).line("marks", sizes, marks).line(
+    "20% flipped", sizes, noisy, dash=True
+)
 plot.rule(y=share_right, label="one comparison").save("05")
 
 # %% [markdown]

@@ -37,7 +37,10 @@ for request in world.requests(300, seed=6):
     p = judge.probabilities(request.meta, a, b).a
     chosen, rejected = (a, b) if judge.prefer(request.meta, a, b, rng) == "a" else (b, a)
     prompt = [m.to_dict() for m in request.prompt]
-    sides = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", chosen), ("rejected", rejected))}
+    sides = {
+        name: [{"role": "assistant", "content": text}]
+        for name, text in (("chosen", chosen), ("rejected", rejected))
+    }
     rows.append({"prompt": prompt, **sides})
     certainty.append(p)
     longer.append(np.sign(len(chosen.split()) - len(rejected.split())))
@@ -58,11 +61,15 @@ for answer in example.completions:
 p = np.array(certainty)
 bits = 1 - (entr(p) + entr(1 - p)) / np.log(2)
 order = np.array(merit)
-print(f"mean information of a label {bits.mean():.2f} bits; a quarter of the pairs carries less than {np.quantile(bits, 0.25):.2f}")
+print(
+    f"mean information of a label {bits.mean():.2f} bits; a quarter of the pairs carries less than {np.quantile(bits, 0.25):.2f}"
+)
 print(
     f"the label agrees with the gold reward in {(order > 0).mean():.0%} of pairs, contradicts it in {(order < 0).mean():.0%}, ties in the rest"
 )
-print(f"the chosen answer is the longer one in {(np.array(longer) > 0).mean():.0%}, the shorter one in {(np.array(longer) < 0).mean():.0%}")
+print(
+    f"the chosen answer is the longer one in {(np.array(longer) > 0).mean():.0%}, the shorter one in {(np.array(longer) < 0).mean():.0%}"
+)
 
 # %% [markdown]
 # **How it is read.** The file is checked as `prefopt data check` does, with a tokenizer made for this lesson. Each row becomes a tree: the
@@ -70,7 +77,9 @@ print(f"the chosen answer is the longer one in {(np.array(longer) > 0).mean():.0
 
 # %%
 examples = list(read(str(path)))
-tokenizer = build_tokenizer((text for e in examples for text in texts(e)), CreateOptions(vocab_size=600))
+tokenizer = build_tokenizer(
+    (text for e in examples for text in texts(e)), CreateOptions(vocab_size=600)
+)
 renderer = Renderer(tokenizer)
 outcome = check(str(path), renderer=renderer)
 print(outcome.preflight.table())
@@ -79,13 +88,20 @@ print(outcome.preflight.table())
 trees = list(renderer.trees(examples))
 packed, padded = sum(t.packed_tokens for t in trees), sum(t.padded_tokens for t in trees)
 width = max(len(t.prompt) + len(b.ids) for t in trees for b in t.branches)
-print(f"positions: {packed} as trees, {padded} if each answer has its own prompt, {2 * len(trees) * width} padded to the longest")
+print(
+    f"positions: {packed} as trees, {padded} if each answer has its own prompt, {2 * len(trees) * width} padded to the longest"
+)
 tree = trees[0]
 scored = [tokenizer.decode(b.ids[b.scored]) for b in tree.branches]
 print("what is scored of the first pair:", scored)
 batch = pack(trees[:3])
 print(
-    "chosen sequences", batch.chosen_N.tolist(), "rejected sequences", batch.rejected_N.tolist(), "tokens of each", batch.length_S.tolist()
+    "chosen sequences",
+    batch.chosen_N.tolist(),
+    "rejected sequences",
+    batch.rejected_N.tolist(),
+    "tokens of each",
+    batch.length_S.tolist(),
 )
 
 # %% [markdown]
@@ -97,10 +113,14 @@ print(
 # %%
 logps = torch.tensor([-20.0, -24.0], requires_grad=True)
 ref = torch.tensor([-22.0, -22.0])
-right, swapped = (dpo(logps[[i]], logps[[1 - i]], ref[[i]], ref[[1 - i]], beta=0.1) for i in (0, 1))
+right, swapped = (
+    dpo(logps[[i]], logps[[1 - i]], ref[[i]], ref[[1 - i]], beta=0.1) for i in (0, 1)
+)
 same = dpo(logps[[0]], logps[[0]], ref[[0]], ref[[0]], beta=0.1)
 (slope,) = torch.autograd.grad(same.sum(), logps)
-print(f"loss {right.item():.4f}, swapped {swapped.item():.4f}, difference {swapped.item() - right.item():.4f} = β times 4 nats")
+print(
+    f"loss {right.item():.4f}, swapped {swapped.item():.4f}, difference {swapped.item() - right.item():.4f} = β times 4 nats"
+)
 print(f"identical answers: loss {same.item():.4f}, gradient {slope.tolist()}")
 
 # %% plot

@@ -27,7 +27,9 @@ for name, fit in fits.items():
     offset = fit.scores - truth
     levels = ", ".join(f"{level:+.3f}" for level in offset.mean(1))
     gaps = np.abs(offset - offset.mean(1, keepdims=True)).max()
-    print(f"{name:<17} score - log strength: prompt levels {levels}; error of the gaps {gaps:.4f}")
+    print(
+        f"{name:<17} score - log strength: prompt levels {levels}; error of the gaps {gaps:.4f}"
+    )
 
 # %% [markdown]
 # Two models, the same gaps, other levels: subtracting scores of two prompts means nothing. With `centering` (0.01 · (r_w + r_l)²) each
@@ -45,10 +47,18 @@ for factor in (1.0, 3.0):
     tilted = exact.boltzmann(ref, r, 0.5)
     told = f"best of 4 reaches {bon @ truth[0]:.4f}, RL at β = 0.5 reaches {tilted @ truth[0]:.4f} with KL {exact.kl(tilted, ref):.3f}"
     print(f"scores × {factor:g}: {told}")
-bon_same = np.abs(exact.best_of_n(ref, scores[0], 4) - exact.best_of_n(ref, 3 * scores[0], 4)).max()
-rl_moved = exact.total_variation(exact.boltzmann(ref, scores[0], 0.5), exact.boltzmann(ref, 3 * scores[0], 0.5))
-half = exact.total_variation(exact.boltzmann(ref, 3 * scores[0], 1.5), exact.boltzmann(ref, scores[0], 0.5))
-print(f"best of 4 moved by {bon_same:.1e}, the RL optimum by {rl_moved:.3f}; with 3β it is back: {half:.1e}")
+bon_same = np.abs(
+    exact.best_of_n(ref, scores[0], 4) - exact.best_of_n(ref, 3 * scores[0], 4)
+).max()
+rl_moved = exact.total_variation(
+    exact.boltzmann(ref, scores[0], 0.5), exact.boltzmann(ref, 3 * scores[0], 0.5)
+)
+half = exact.total_variation(
+    exact.boltzmann(ref, 3 * scores[0], 1.5), exact.boltzmann(ref, scores[0], 0.5)
+)
+print(
+    f"best of 4 moved by {bon_same:.1e}, the RL optimum by {rl_moved:.3f}; with 3β it is back: {half:.1e}"
+)
 
 # %% [markdown]
 # **The unit means something.** σ(score gap) is the probability of winning. If the model is right, its accuracy is limited by the noise of
@@ -58,10 +68,14 @@ print(f"best of 4 moved by {bon_same:.1e}, the RL optimum by {rl_moved:.3f}; wit
 p = exact.bradley_terry(truth)
 compared = claims.compared(pairs.world) > 0
 differs = p != 0.5
-accuracy = np.mean([np.where(p[k] > 0.5, p[k], 1 - p[k])[compared & differs[k]].mean() for k in range(2)])
+accuracy = np.mean(
+    [np.where(p[k] > 0.5, p[k], 1 - p[k])[compared & differs[k]].mean() for k in range(2)]
+)
 learned = exact.bradley_terry(fits["transformer"].scores)
 error = np.abs(learned - p)[:, compared].max()
-print(f"a perfect model is right on {accuracy:.1%} of these labels; largest error of a predicted probability {error:.4f}")
+print(
+    f"a perfect model is right on {accuracy:.1%} of these labels; largest error of a predicted probability {error:.4f}"
+)
 
 # %% plot
 from plot import Plot
@@ -80,7 +94,9 @@ plot.save("07")
 # %%
 for name, fit in fits.items():
     offset = fit.scores - truth
-    assert np.abs(offset - offset.mean(1, keepdims=True)).max() < (0.15 if "centering" in name else 0.02)
+    assert np.abs(offset - offset.mean(1, keepdims=True)).max() < (
+        0.15 if "centering" in name else 0.02
+    )
 assert np.abs((fits["table"].scores - fits["transformer"].scores).mean(1)).max() > 0.1
 assert np.abs(fits["table, centering"].scores.mean(1)).max() < 0.3
 assert bon_same == 0

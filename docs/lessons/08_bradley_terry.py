@@ -20,7 +20,9 @@ rng = np.random.default_rng(8)
 draws = 400_000
 
 seen = rewards + rng.gumbel(size=(draws, 4))
-counted = np.array([[(seen[:, i] > seen[:, j]).mean() if i != j else 0.5 for j in range(4)] for i in range(4)])
+counted = np.array(
+    [[(seen[:, i] > seen[:, j]).mean() if i != j else 0.5 for j in range(4)] for i in range(4)]
+)
 predicted = exact.bradley_terry(rewards)
 print("counted P(i beats j):")
 print(counted.round(3))
@@ -36,7 +38,9 @@ softmax = np.exp(rewards) / np.exp(rewards).sum()
 order = [0, 1, 2, 3]
 ranked = (np.argsort(-seen, axis=1) == order).all(1).mean()
 print("best of four, counted:", winners.round(3), " softmax:", softmax.round(3))
-print(f"ranking 0 > 1 > 2 > 3, counted {ranked:.4f}, Plackett-Luce {exact.plackett_luce(rewards, order):.4f}")
+print(
+    f"ranking 0 > 1 > 2 > 3, counted {ranked:.4f}, Plackett-Luce {exact.plackett_luce(rewards, order):.4f}"
+)
 
 # %% [markdown]
 # **How much does the shape matter?** Thurstone (1927) took normal noise, which gives Φ in place of σ. Scaled to the same slope at 0 the
@@ -48,16 +52,22 @@ logistic = expit(gaps)
 normal = ndtr(gaps * np.sqrt(2 * np.pi) / 4)  # the same slope, 1/4, at 0
 middle = np.abs(gaps) <= 1
 print(f"largest distance for gaps up to 1: {np.abs(logistic - normal)[middle].max():.3f}")
-print(f"upsets at a gap of 5: logistic {expit(-5):.4f}, normal {ndtr(-5 * np.sqrt(2 * np.pi) / 4):.4f}")
+print(
+    f"upsets at a gap of 5: logistic {expit(-5):.4f}, normal {ndtr(-5 * np.sqrt(2 * np.pi) / 4):.4f}"
+)
 upsets = expit(-5) / ndtr(-5 * np.sqrt(2 * np.pi) / 4)
 
 # %% plot
 from plot import Plot
 
 pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
-p = Plot("P(i beats j) against the gap in reward", x="r_i − r_j", y="probability").line("logistic", gaps, logistic)
+p = Plot("P(i beats j) against the gap in reward", x="r_i − r_j", y="probability").line(
+    "logistic", gaps, logistic
+)
 p.line("normal", gaps, normal, dash=True)
-p.points("counted", [rewards[i] - rewards[j] for i, j in pairs], [counted[i, j] for i, j in pairs]).save("08")
+p.points(
+    "counted", [rewards[i] - rewards[j] for i, j in pairs], [counted[i, j] for i, j in pairs]
+).save("08")
 
 # %% [markdown]
 # **Found.** Under Gumbel noise the preference law is σ of the reward gap, nothing else. At a gap of 5 the logistic judge

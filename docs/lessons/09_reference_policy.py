@@ -27,13 +27,20 @@ first, second = torch.nonzero(wins > 0, as_tuple=True)
 weight = wins[first, second] / wins.sum()
 
 
-def train(begin: np.ndarray, reference: np.ndarray, steps: int = 3000) -> tuple[list[float], np.ndarray]:
+def train(
+    begin: np.ndarray, reference: np.ndarray, steps: int = 3000
+) -> tuple[list[float], np.ndarray]:
     """Losses and the final law of DPO by gradient descent on a table."""
-    logits, ref = torch.tensor(np.log(begin), requires_grad=True), torch.tensor(np.log(reference))
+    logits, ref = (
+        torch.tensor(np.log(begin), requires_grad=True),
+        torch.tensor(np.log(reference)),
+    )
     losses = []
     for _ in range(steps):
         logps = logits.log_softmax(0)
-        loss = (weight * dpo(logps[first], logps[second], ref[first], ref[second], beta=beta)).sum()
+        loss = (
+            weight * dpo(logps[first], logps[second], ref[first], ref[second], beta=beta)
+        ).sum()
         (slope,) = torch.autograd.grad(loss, logits)
         logits = (logits - 2.0 * slope).detach().requires_grad_()
         losses.append(loss.item())
@@ -43,12 +50,16 @@ def train(begin: np.ndarray, reference: np.ndarray, steps: int = 3000) -> tuple[
 right, ended_right = train(start, start)
 wrong, ended_wrong = train(start, stale)
 meant = exact.boltzmann(start, reward, beta)
-print(f"first loss with the right reference {right[0]:.6f} (ln 2 = {math.log(2):.6f}), with a stale one {wrong[0]:.6f}")
+print(
+    f"first loss with the right reference {right[0]:.6f} (ln 2 = {math.log(2):.6f}), with a stale one {wrong[0]:.6f}"
+)
 print(f"last loss  with the right reference {right[-1]:.6f}, with a stale one {wrong[-1]:.6f}")
 print(
     f"distance to the policy that was meant: {exact.total_variation(ended_right, meant):.4f} and {exact.total_variation(ended_wrong, meant):.4f}"
 )
-print(f"distance of the second to stale·e^(r/β)/Z: {exact.total_variation(ended_wrong, exact.boltzmann(stale, reward, beta)):.4f}")
+print(
+    f"distance of the second to stale·e^(r/β)/Z: {exact.total_variation(ended_wrong, exact.boltzmann(stale, reward, beta)):.4f}"
+)
 
 # %% [markdown]
 # Both runs end at the same loss, to the last digit shown: nothing in the later curve betrays the mistake. The first number does, and so
@@ -61,7 +72,9 @@ print(f"distance of the second to stale·e^(r/β)/Z: {exact.total_variation(ende
 # %%
 noisy = np.exp(np.log(start) + rng.normal(0, 1.0, 5))
 _, ended_noisy = train(start, noisy / noisy.sum())
-print(f"distance to what was meant with an error of 1 nat in the reference: {exact.total_variation(ended_noisy, meant):.4f}")
+print(
+    f"distance to what was meant with an error of 1 nat in the reference: {exact.total_variation(ended_noisy, meant):.4f}"
+)
 
 # %% [markdown]
 # **A reference that moves on purpose.** TR-DPO copies the policy into the reference every so often; online methods restart from the last
@@ -81,8 +94,12 @@ for k in range(1, 5):
 from plot import Plot
 
 steps = [1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 300]
-p1 = Plot("Loss", x="step", y="DPO loss", log=True).line("right", steps, [right[s - 1] for s in steps])
-p1.line("stale", steps, [wrong[s - 1] for s in steps], dash=True).rule(y=math.log(2), label="ln 2")
+p1 = Plot("Loss", x="step", y="DPO loss", log=True).line(
+    "right", steps, [right[s - 1] for s in steps]
+)
+p1.line("stale", steps, [wrong[s - 1] for s in steps], dash=True).rule(
+    y=math.log(2), label="ln 2"
+)
 p2 = Plot("Where they end", x="answer", y="probability", names=[str(k) for k in range(5)])
 p2.bars("meant", meant).bars("right", ended_right).bars("stale", ended_wrong)
 p1.save("09", p2)

@@ -54,7 +54,14 @@ fine = torch.linspace(-8, 8, 160_001, dtype=torch.float64)
 for p in shares:
     mean = -p * F.logsigmoid(fine) - (1 - p) * F.logsigmoid(-fine)
     found.append(float(fine[mean.argmin()]))
-print("p", shares, " best margin", np.round(found, 3), " log p/(1-p)", np.round(np.log(shares / (1 - shares)), 3))
+print(
+    "p",
+    shares,
+    " best margin",
+    np.round(found, 3),
+    " log p/(1-p)",
+    np.round(np.log(shares / (1 - shares)), 3),
+)
 
 # %% [markdown]
 # **Computing it.** σ(−800) is 0 in any precision, and log 0 is −∞ with a gradient that is not a number. `logsigmoid` takes the exponential
@@ -68,7 +75,12 @@ right = bradley_terry(far, torch.zeros(3))
 (slope_right,) = torch.autograd.grad(right.sum(), far)
 print("-log(sigmoid(z))", naive.tolist(), "slope", slope_naive.tolist())
 print("log(1 + exp(-z))", torch.log(1 + torch.exp(-far)).tolist())
-print("logsigmoid      ", [round(v, 4) for v in right.tolist()], "slope", [round(v, 4) for v in slope_right.tolist()])
+print(
+    "logsigmoid      ",
+    [round(v, 4) for v in right.tolist()],
+    "slope",
+    [round(v, 4) for v in slope_right.tolist()],
+)
 
 # %% plot
 from plot import Plot

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.special import expit, logit
 
-from prefopt.losses import bradley_terry, simpo
+from prefopt.losses import bradley_terry, ipo, simpo
 from prefopt.verify import claims
 from prefopt.verify.learn import learn
 
@@ -49,7 +49,9 @@ best = {}
 for p in shares:
     for gamma in gammas:
         m = torch.full_like(z, gamma)
-        mean = p * bradley_terry(z, zeros, margin=m) + (1 - p) * bradley_terry(zeros, z, margin=m)
+        mean = p * bradley_terry(z, zeros, margin=m) + (1 - p) * bradley_terry(
+            zeros, z, margin=m
+        )
         best[p, gamma] = float(z[mean.argmin()])
     row = ", ".join(f"{best[p, gamma]:.3f}" for gamma in gammas)
     print(f"p = {p:<5} gap learned at γ = 0, 0.5, 1, 2: {row}   (log-odds {logit(p):.3f})")
@@ -64,15 +66,48 @@ for p in shares:
 # %%
 chosen, rejected = torch.tensor([-12.0, -30.0]), torch.tensor([-14.0, -36.0])
 chosen_len, rejected_len = torch.tensor([10, 20]), torch.tensor([10, 20])
-values = {gamma: simpo(chosen, rejected, chosen_len, rejected_len, beta=2.0, gamma=gamma).tolist() for gamma in (0.0, 0.5, 2.0)}
+values = {
+    gamma: simpo(chosen, rejected, chosen_len, rejected_len, beta=2.0, gamma=gamma).tolist()
+    for gamma in (0.0, 0.5, 2.0)
+}
 for gamma, value in values.items():
     print(f"SimPO, β = 2, γ = {gamma}: {[round(v, 4) for v in value]}")
 mean_w, mean_l = chosen / chosen_len, rejected / rejected_len
-inside = [(-torch.nn.functional.logsigmoid((mean_w + g) - (mean_l + g))).tolist() for g in (0.0, 0.5, 2.0)]
+inside = [
+    (-torch.nn.functional.logsigmoid((mean_w + g) - (mean_l + g))).tolist()
+    for g in (0.0, 0.5, 2.0)
+]
 print("γ inside the reward   :", [[round(v, 4) for v in value] for value in inside])
 need = ((2.0, 0.5), (0.1, 0.5))
 for beta, gamma in need:
-    print(f"β = {beta}, γ = {gamma}: the margin asked for is γ/β = {gamma / beta:g} nats per TOKEN")
+    print(
+        f"β = {beta}, γ = {gamma}: the margin asked for is γ/β = {gamma / beta:g} nats per TOKEN"
+    )
+
+# %% [markdown]
+# **A margin in nats is a matter of length.** IPO asks for a margin too, D = 1/(2β), "to reduce length bias" according to some. The summed form
+# of the paper does nothing of the kind: an answer ten times as long reaches the same sum with a tenth of the change per token, and goes
+# past it with the same. The averaged form (`length_normalized=true`) asks per token.
+
+# %%
+per_token = (
+    0.05  # nats by which each token's log-prob was raised (chosen) or lowered (rejected)
+)
+n = torch.tensor([20.0, 200.0])
+up, down, none = per_token * n, -per_token * n, torch.zeros(2)
+summed = ipo(up, down, none, none, beta=0.1)
+averaged = ipo(
+    up, down, none, none, beta=5.0, chosen_len=n, rejected_len=n, length_normalized=True
+)
+print(
+    "the same change per token, answers of 20 and 200 tokens; target 5 nats (summed), 0.1 (averaged)"
+)
+print(
+    "IPO summed  ",
+    [round(v, 4) for v in summed.tolist()],
+    " averaged",
+    [round(v, 4) for v in averaged.tolist()],
+)
 
 # %% plot
 from plot import Plot
@@ -106,4 +141,6 @@ for p in shares:
 assert best[0.9, 1.0] - best[0.9, 0.0] > 2 * (best[0.6, 1.0] - best[0.6, 0.0])
 assert values[0.0] < values[0.5] < values[2.0]
 assert inside[0] == inside[1] == inside[2] or np.allclose(inside[0], inside[2], atol=1e-6)
+assert torch.allclose(summed, torch.tensor([9.0, 225.0]))
+assert torch.allclose(averaged[0], averaged[1], atol=1e-6)
 assert abs(gap(0.9, 1.0) - best[0.9, 1.0]) < 2e-3

@@ -26,12 +26,19 @@ drafts = [(world.draft(q, rng), world.draft(q, rng)) for q in requests]
 
 def labels(who: Annotator) -> np.ndarray:
     """What an annotator prefers of every pair: 0 for the first, 1 for the second."""
-    return np.array([int(who.prefer(q.meta, a, b, rng) == "b") for q, (a, b) in zip(requests, drafts, strict=True)])
+    return np.array(
+        [
+            int(who.prefer(q.meta, a, b, rng) == "b")
+            for q, (a, b) in zip(requests, drafts, strict=True)
+        ]
+    )
 
 
 first, again, other = labels(brisk), labels(brisk), labels(polite)
 for name, x, y in (("brisk, asked twice", first, again), ("brisk and polite", first, other)):
-    print(f"{name:<19} agreement {(x == y).mean():.1%}, κ {cohen_kappa(x.tolist(), y.tolist()):.3f}")
+    print(
+        f"{name:<19} agreement {(x == y).mean():.1%}, κ {cohen_kappa(x.tolist(), y.tolist()):.3f}"
+    )
 
 # %% [markdown]
 # Neither agrees with himself all the time: that part is noise. They agree with each other less than with themselves: that part is taste,
@@ -41,7 +48,10 @@ for name, x, y in (("brisk, asked twice", first, again), ("brisk and polite", fi
 
 # %%
 rare = np.array([0] * 80 + [0] * 10 + [1] * 10), np.array([0] * 80 + [1] * 10 + [0] * 10)
-even = np.array([0] * 40 + [1] * 40 + [0] * 10 + [1] * 10), np.array([0] * 40 + [1] * 40 + [1] * 10 + [0] * 10)
+even = (
+    np.array([0] * 40 + [1] * 40 + [0] * 10 + [1] * 10),
+    np.array([0] * 40 + [1] * 40 + [1] * 10 + [0] * 10),
+)
 kappas = [cohen_kappa(x.tolist(), y.tolist()) for x, y in (rare, even)]
 print(f"80% agreement, one label in ten is 'b':  κ = {kappas[0]:+.3f}")
 print(f"80% agreement, labels half and half:     κ = {kappas[1]:+.3f}")
@@ -52,10 +62,18 @@ print(f"80% agreement, labels half and half:     κ = {kappas[1]:+.3f}")
 # **The ceiling.** No model can agree with an annotator more often than his own probabilities allow. The world knows them:
 
 # %%
-p_brisk, p_polite = (np.array([who.probabilities(q.meta, *d).b for q, d in zip(requests, drafts, strict=True)]) for who in (brisk, polite))
+p_brisk, p_polite = (
+    np.array([who.probabilities(q.meta, *d).b for q, d in zip(requests, drafts, strict=True)])
+    for who in (brisk, polite)
+)
 mixed = (p_brisk + p_polite) / 2
 ceilings = {
-    name: np.maximum(p, 1 - p).mean() for name, p in (("brisk alone", p_brisk), ("polite alone", p_polite), ("both together", mixed))
+    name: np.maximum(p, 1 - p).mean()
+    for name, p in (
+        ("brisk alone", p_brisk),
+        ("polite alone", p_polite),
+        ("both together", mixed),
+    )
 }
 for name, ceiling in ceilings.items():
     print(f"best possible accuracy on labels of {name:<14} {ceiling:.1%}")
@@ -85,16 +103,22 @@ p[1, 0] = p[2, 1] = p[0, 2] = 1 / 3
 flat, every = np.full(3, 1 / 3), 1 - np.eye(3)
 loss, floor = exact.dpo_loss(flat, flat, p, every, 1.0), exact.dpo_minimum(p, every)
 pull = np.abs(exact.ipo_log_ratios(p, every, 0.1)).max()
-print(f"best DPO loss {loss:.4f}, entropy of the labels {floor:.4f}; IPO's log-ratios at the optimum {pull:.4f}")
+print(
+    f"best DPO loss {loss:.4f}, entropy of the labels {floor:.4f}; IPO's log-ratios at the optimum {pull:.4f}"
+)
 
 # %% plot
 from plot import Plot
 
 edges = np.linspace(0, 1, 21)
 middle = (edges[1:] + edges[:-1]) / 2
-chart = Plot("How sure the labels of a pair are", x="P(second is preferred)", y="share of pairs")
+chart = Plot(
+    "How sure the labels of a pair are", x="P(second is preferred)", y="share of pairs"
+)
 for name, values in (("brisk", p_brisk), ("polite", p_polite), ("pooled", mixed)):
-    chart.line(name, middle, np.histogram(values, edges)[0] / len(values), dash=name != "pooled")
+    chart.line(
+        name, middle, np.histogram(values, edges)[0] / len(values), dash=name != "pooled"
+    )
 chart.save("13")
 
 # %% [markdown]

@@ -67,9 +67,13 @@ for b in curve:
 # %%
 first = np.where(label == 1, few, -few)  # the winner always first
 always = expected_calibration_error(expit(first), np.ones(len(first), dtype=int))
-both = expected_calibration_error(expit(np.concatenate([few, -few])), np.concatenate([label, 1 - label]))
+both = expected_calibration_error(
+    expit(np.concatenate([few, -few])), np.concatenate([label, 1 - label])
+)
 shouting = expected_calibration_error(expit(50 * first), np.ones(len(first), dtype=int))
-print(f"ECE, random order {expected_calibration_error(expit(few), label):.4f}; both orders {both:.4f}; winner always first {always:.4f}")
+print(
+    f"ECE, random order {expected_calibration_error(expit(few), label):.4f}; both orders {both:.4f}; winner always first {always:.4f}"
+)
 print(
     f"the same model with scores × 50, winner always first: {shouting:.4f}; both orders: {expected_calibration_error(expit(50 * few), label):.4f}"
 )
@@ -84,8 +88,12 @@ cooled = few / temperature
 for name, z in (("as fitted", few), ("divided by T", cooled)):
     p = expit(z[rest])
     told = f"accuracy {((p > 0.5) == label[rest]).mean():.2%}, ECE {expected_calibration_error(p, label[rest]):.4f}"
-    print(f"{name:<13} {told}, mean loss {-log_expit(np.where(label == 1, z, -z)[rest]).mean():.4f}")
-print(f"T = {temperature:.3f} for 120 pairs; for 6000 pairs {fit_temperature(held[small] @ models[6000], label[small]):.3f}")
+    print(
+        f"{name:<13} {told}, mean loss {-log_expit(np.where(label == 1, z, -z)[rest]).mean():.4f}"
+    )
+print(
+    f"T = {temperature:.3f} for 120 pairs; for 6000 pairs {fit_temperature(held[small] @ models[6000], label[small]):.3f}"
+)
 
 # %% [markdown]
 # **In RL.** The KL-constrained optimum depends on r/β. A score T times too large is the same as a β T times too small, and the policy
@@ -94,20 +102,30 @@ print(f"T = {temperature:.3f} for 120 pairs; for 6000 pairs {fit_temperature(hel
 # %%
 answers = rng.normal(size=(30, width)) / 2
 ref, gold = np.full(30, 1 / 30), answers @ weights
-for name, score in (("as fitted", answers @ models[120]), ("divided by T", answers @ models[120] / temperature)):
+for name, score in (
+    ("as fitted", answers @ models[120]),
+    ("divided by T", answers @ models[120] / temperature),
+):
     law = exact.boltzmann(ref, score, 0.5)
     print(
         f"{name:<13} at β = 0.5: true reward {law @ gold:+.3f}, KL {exact.kl(law, ref):.3f}, value E[r] - β KL {law @ gold - 0.5 * exact.kl(law, ref):+.3f}"
     )
-value = [float(exact.objective(exact.boltzmann(ref, answers @ models[120] / t, 0.5), ref, gold, 0.5)) for t in (1.0, temperature)]
+value = [
+    float(exact.objective(exact.boltzmann(ref, answers @ models[120] / t, 0.5), ref, gold, 0.5))
+    for t in (1.0, temperature)
+]
 
 # %% plot
 from plot import Plot
 
-chart = Plot("Reliability", x="the model says", y="comes true").line("perfect", [0, 1], [0, 1], dash=True)
+chart = Plot("Reliability", x="the model says", y="comes true").line(
+    "perfect", [0, 1], [0, 1], dash=True
+)
 chart.line("120 pairs", [b.mean_prob for b in curve], [b.frequency.value for b in curve])
 mended = reliability_curve(expit(cooled[rest]), label[rest], bins=10)
-chart.points("after T", [b.mean_prob for b in mended], [b.frequency.value for b in mended]).save("14")
+chart.points(
+    "after T", [b.mean_prob for b in mended], [b.frequency.value for b in mended]
+).save("14")
 
 # %% [markdown]
 # **Found.** ECE fell from {{expected_calibration_error(expit(few[rest]), label[rest]):.3f}} to
@@ -121,7 +139,9 @@ ece = {n: expected_calibration_error(expit(held @ w), label) for n, w in models.
 assert ece[120] > 2 * ece[600] > 2 * ece[6000]
 assert temperature > 1.3
 assert ((few > 0) == (cooled > 0)).all()
-assert expected_calibration_error(expit(cooled[rest]), label[rest]) < 0.3 * expected_calibration_error(expit(few[rest]), label[rest])
+assert expected_calibration_error(
+    expit(cooled[rest]), label[rest]
+) < 0.3 * expected_calibration_error(expit(few[rest]), label[rest])
 assert shouting < always
 assert expected_calibration_error(expit(50 * few), label) > ece[120]
 assert abs(both - ece[120]) < 0.01

@@ -43,7 +43,10 @@ os.chdir(tempfile.mkdtemp())
 
 def row(request, chosen: str, rejected: str, **columns: str) -> dict:
     """A preference pair as a line of JSON has it."""
-    sides = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", chosen), ("rejected", rejected))}
+    sides = {
+        name: [{"role": "assistant", "content": text}]
+        for name, text in (("chosen", chosen), ("rejected", rejected))
+    }
     return {"prompt": [m.to_dict() for m in request.prompt], **sides, **columns}
 
 
@@ -76,8 +79,16 @@ def benchmark(subset: str, section: str, n: int = 60) -> list[dict]:
 
 
 save("train.jsonl", preferences(2400, 1, "train"))
-save("natural.jsonl", [r | {"subset": "natural", "section": "natural"} for r in preferences(400, 2, "heldout")])
-bench = [pair for section, subsets in SECTIONS.items() for subset in subsets for pair in benchmark(subset, section)]
+save(
+    "natural.jsonl",
+    [r | {"subset": "natural", "section": "natural"} for r in preferences(400, 2, "heldout")],
+)
+bench = [
+    pair
+    for section, subsets in SECTIONS.items()
+    for subset in subsets
+    for pair in benchmark(subset, section)
+]
 save("bench.jsonl", bench)
 print(f"{len(bench)} pairs in {sum(map(len, SECTIONS.values()))} subsets; the first:")
 print("   ", bench[0]["chosen"][0]["content"], " > ", bench[0]["rejected"][0]["content"])
@@ -86,22 +97,49 @@ print("   ", bench[0]["chosen"][0]["content"], " > ", bench[0]["rejected"][0]["c
 # %%
 def quietly(work) -> object:
     """What `work` returns, without its progress on the screen."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         return work()
 
 
 def evaluated(data: str, out: str) -> dict[tuple[str, str], dict]:
     """The figures of `prefopt evaluate --suite rewardbench`."""
-    command = ["evaluate", "--model", "run/model", "--data", data, "--out", out, "--suite", "rewardbench", "seen=keep"]
+    command = [
+        "evaluate",
+        "--model",
+        "run/model",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--suite",
+        "rewardbench",
+        "seen=keep",
+    ]
     assert quietly(lambda: cli.run(command)) == 0
     rows = json.loads(Path(out, "evaluation.json").read_text())["rows"]
     return {(r["metric"], r.get("slice") or "all"): r for r in rows}
 
 
-options = CreateOptions(vocab_size=600, hidden_size=48, intermediate_size=128, layers=2, heads=4, max_length=192)
+options = CreateOptions(
+    vocab_size=600, hidden_size=48, intermediate_size=128, layers=2, heads=4, max_length=192
+)
 quietly(lambda: create(read("train.jsonl"), options, Path("base")))
-settings = {"epochs": 4, "batch_size": 32, "learning_rate": 3e-3, "schedule": "cosine", "micro_tokens": 8192}
-quietly(lambda: prefopt.train("reward", model="base", data="train.jsonl", out="run", train=settings, centering=0.01))
+settings = {
+    "epochs": 4,
+    "batch_size": 32,
+    "learning_rate": 3e-3,
+    "schedule": "cosine",
+    "micro_tokens": 8192,
+}
+quietly(
+    lambda: prefopt.train(
+        "reward", model="base", data="train.jsonl", out="run", train=settings, centering=0.01
+    )
+)
 natural, found = evaluated("natural.jsonl", "natural"), evaluated("bench.jsonl", "bench")
 plain = natural["rewardbench", "all"]["value"]
 print(f"preferences as they come: {plain:.1%} right")
@@ -112,25 +150,57 @@ for section, subsets in SECTIONS.items():
         r = found["accuracy", subset]
         print(f"    {subset:<20} {r['value']:.0%} [{r['low']:.0%}, {r['high']:.0%}]")
 score = found["rewardbench", "all"]
-print(f"score, the mean of the sections: {score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]")
+print(
+    f"score, the mean of the sections: {score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+)
 
 # %% [markdown]
 # The score is the mean of the SECTIONS, not of the pairs: a section with many easy pairs does not drown the others. (RewardBench also weighs
 # its subsets within a section: 447 pairs of mathematics count as much as 984 of code.) The two need not agree:
 
 # %%
-micro = float(np.average([found["accuracy", s]["value"] for subsets in SECTIONS.values() for s in subsets]))
-best, worst = (pick(SECTIONS, key=lambda name: found["section", name]["value"]) for pick in (max, min))
-print(f"mean of the pairs {micro:.1%}, mean of the sections {score['value']:.1%}; best section {best}, worst {worst}")
-chance = [s for subsets in SECTIONS.values() for s in subsets if found["accuracy", s]["low"] <= 0.5 <= found["accuracy", s]["high"]]
+micro = float(
+    np.average(
+        [found["accuracy", s]["value"] for subsets in SECTIONS.values() for s in subsets]
+    )
+)
+best, worst = (
+    pick(SECTIONS, key=lambda name: found["section", name]["value"]) for pick in (max, min)
+)
+print(
+    f"mean of the pairs {micro:.1%}, mean of the sections {score['value']:.1%}; best section {best}, worst {worst}"
+)
+chance = [
+    s
+    for subsets in SECTIONS.values()
+    for s in subsets
+    if found["accuracy", s]["low"] <= 0.5 <= found["accuracy", s]["high"]
+]
 print("subsets that cannot be told from a coin:", ", ".join(chance))
 
 # %% plot
 from plot import Plot
 
 names = [s for subsets in SECTIONS.values() for s in subsets]
-labels = ["hedged", "flattering", "padded", "tactless", "format", "wording", "wrong", "partial", "abstains", "harm", "refusal"]
-chart = Plot("Share of pairs in the right order, by the one flaw (dashed: a coin)", x="", y="share", names=labels)
+labels = [
+    "hedged",
+    "flattering",
+    "padded",
+    "tactless",
+    "format",
+    "wording",
+    "wrong",
+    "partial",
+    "abstains",
+    "harm",
+    "refusal",
+]
+chart = Plot(
+    "Share of pairs in the right order, by the one flaw (dashed: a coin)",
+    x="",
+    y="share",
+    names=labels,
+)
 chart.bars("", [found["accuracy", s]["value"] for s in names]).rule(y=0.5).save("15")
 
 # %% [markdown]
@@ -146,6 +216,8 @@ assert found["accuracy", "complying"]["value"] > 0.8
 assert found["accuracy", "hedged"]["value"] > 0.8
 assert "wrong" in chance
 assert found["section", "Manner"]["value"] > found["section", "Content"]["value"] + 0.1
-assert abs(score["value"] - np.mean([found["section", name]["value"] for name in SECTIONS])) < 1e-9
+assert (
+    abs(score["value"] - np.mean([found["section", name]["value"] for name in SECTIONS])) < 1e-9
+)
 assert 0.6 < plain < 0.85
 assert micro != score["value"]

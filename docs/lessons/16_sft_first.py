@@ -36,7 +36,9 @@ def sft(begin: np.ndarray, demonstrations: np.ndarray, steps: int) -> np.ndarray
     return logits.detach().softmax(0).numpy()
 
 
-def align(begin: np.ndarray, beta: float = 0.2, steps: int = 4000) -> tuple[np.ndarray, list[tuple[int, float, float]]]:
+def align(
+    begin: np.ndarray, beta: float = 0.2, steps: int = 4000
+) -> tuple[np.ndarray, list[tuple[int, float, float]]]:
     """DPO from `begin`, its own reference; the mass on compared answers and the accuracy on the way."""
     ref, logits = torch.tensor(np.log(begin)), torch.tensor(np.log(begin), requires_grad=True)
     path = []
@@ -46,17 +48,26 @@ def align(begin: np.ndarray, beta: float = 0.2, steps: int = 4000) -> tuple[np.n
             h = (logps - ref).detach()[:answers]
             ordered = float((h[0] > h[1]) & (h[1] > h[2]) & (h[2] > h[3]) & (h[3] > h[4]))
             path.append((step, float(logps.detach().exp()[:answers].sum()), ordered))
-        loss = (weight * dpo(logps[first], logps[second], ref[first], ref[second], beta=beta)).sum()
+        loss = (
+            weight * dpo(logps[first], logps[second], ref[first], ref[second], beta=beta)
+        ).sum()
         (slope,) = torch.autograd.grad(loss, logits)
         logits = (logits - 2.0 * slope).detach().requires_grad_()
     return logits.detach().softmax(0).numpy(), path
 
 
-demonstrations = np.concatenate([[0.15, 0.2, 0.3, 0.2, 0.15], np.zeros(20)])  # mediocre, but answers
+demonstrations = np.concatenate(
+    [[0.15, 0.2, 0.3, 0.2, 0.15], np.zeros(20)]
+)  # mediocre, but answers
 tuned = sft(base, demonstrations, 400)
 from_base, path_base = align(base)
 from_sft, path_sft = align(tuned)
-for name, law in (("base", base), ("base + DPO", from_base), ("SFT", tuned), ("SFT + DPO", from_sft)):
+for name, law in (
+    ("base", base),
+    ("base + DPO", from_base),
+    ("SFT", tuned),
+    ("SFT + DPO", from_sft),
+):
     among = law[:answers] / law[:answers].sum()
     told = f"mass on real answers {law[:answers].sum():.3f}, best answer among them {among[0]:.3f}, mean quality {law @ quality:+.3f}"
     print(f"{name:<11} {told}")
@@ -69,7 +80,9 @@ for name, law in (("base", base), ("base + DPO", from_base), ("SFT", tuned), ("S
 
 # %%
 ratio = np.log(from_base[answers:] / base[answers:])
-print(f"log-ratios of the ramblings after DPO: all {ratio.mean():+.3f} (spread {ratio.max() - ratio.min():.1e})")
+print(
+    f"log-ratios of the ramblings after DPO: all {ratio.mean():+.3f} (spread {ratio.max() - ratio.min():.1e})"
+)
 accuracy = path_base[-1][2]
 print(f"margins ordered rightly: {accuracy:.0%}; the log shows a perfect run")
 

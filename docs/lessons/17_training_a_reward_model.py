@@ -40,7 +40,10 @@ def pairs(n: int, seed: int) -> tuple[list[dict], np.ndarray]:
         a, b = world.draft(request, rng), world.draft(request, rng)
         p = judge.probabilities(request.meta, a, b).a
         chosen, rejected = (a, b) if rng.random() < p else (b, a)
-        sides = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", chosen), ("rejected", rejected))}
+        sides = {
+            name: [{"role": "assistant", "content": text}]
+            for name, text in (("chosen", chosen), ("rejected", rejected))
+        }
         rows.append({"prompt": [m.to_dict() for m in request.prompt], **sides})
         sure.append(max(p, 1 - p))
     return rows, np.array(sure)
@@ -49,7 +52,9 @@ def pairs(n: int, seed: int) -> tuple[list[dict], np.ndarray]:
 def save(name: str, rows: list[dict]) -> Path:
     """A JSONL file of the rows whose two answers differ."""
     path = folder / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["chosen"] != row["rejected"]))
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows if row["chosen"] != row["rejected"])
+    )
     return path
 
 
@@ -57,15 +62,23 @@ train_rows, _ = pairs(2400, seed=1)
 held_rows, sure = pairs(400, seed=2)
 files = {n: save(f"train{n}", train_rows[:n]) for n in (300, 2400)}
 heldout = save("heldout", held_rows)
-options = CreateOptions(vocab_size=600, hidden_size=48, intermediate_size=128, layers=2, heads=4, max_length=192)
+options = CreateOptions(
+    vocab_size=600, hidden_size=48, intermediate_size=128, layers=2, heads=4, max_length=192
+)
 size = create(read(str(files[2400])), options, folder / "base")
-print(f"{size:,} parameters; a perfect model would agree with {sure.mean():.1%} of the held-out labels")
+print(
+    f"{size:,} parameters; a perfect model would agree with {sure.mean():.1%} of the held-out labels"
+)
 
 
 # %%
 def train(n: int, epochs: int) -> list[dict]:
     """The metrics of a run, step by step."""
-    with contextlib.redirect_stdout(None), open(os.devnull, "w") as quiet, contextlib.redirect_stderr(quiet):
+    with (
+        contextlib.redirect_stdout(None),
+        open(os.devnull, "w") as quiet,
+        contextlib.redirect_stderr(quiet),
+    ):
         run = prefopt.train(
             "reward",
             model=folder / "base",
@@ -81,7 +94,9 @@ def train(n: int, epochs: int) -> list[dict]:
             },
             **{"data.eval_path": str(heldout), "data.max_dropped": 1.0, "centering": 0.01},
         )
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 few, many = train(300, epochs=25), train(2400, epochs=4)
@@ -97,20 +112,35 @@ for name, run in (("300 pairs, 25 epochs", few), ("2400 pairs, 4 epochs", many))
     accuracy, loss = curve(run, "eval/rewards/accuracies")[1], curve(run, "eval/loss")[1]
     seen = np.mean(curve(run, "rewards/accuracies")[1][-10:])
     best = int(np.argmin(loss))
-    print(f"{name}: training accuracy at the end {seen:.0%}; held out: best loss {loss[best]:.3f}, last loss {loss[-1]:.3f}")
-    print(f"    held-out accuracy {accuracy[best]:.1%} at the best loss, {accuracy[-1]:.1%} at the end")
+    print(
+        f"{name}: training accuracy at the end {seen:.0%}; held out: best loss {loss[best]:.3f}, last loss {loss[-1]:.3f}"
+    )
+    print(
+        f"    held-out accuracy {accuracy[best]:.1%} at the best loss, {accuracy[-1]:.1%} at the end"
+    )
 
 # %% plot
 from plot import Plot
 
-p1 = Plot("Held-out loss", x="step", y="−log σ(gap)").line("300", *curve(few, "eval/loss")).line("2400", *curve(many, "eval/loss"))
-p2 = Plot("Held-out accuracy", x="step", y="share").line("300", *curve(few, "eval/rewards/accuracies"))
-p2.line("2400", *curve(many, "eval/rewards/accuracies")).rule(y=float(sure.mean()), label="ceiling")
+p1 = (
+    Plot("Held-out loss", x="step", y="−log σ(gap)")
+    .line("300", *curve(few, "eval/loss"))
+    .line("2400", *curve(many, "eval/loss"))
+)
+p2 = Plot("Held-out accuracy", x="step", y="share").line(
+    "300", *curve(few, "eval/rewards/accuracies")
+)
+p2.line("2400", *curve(many, "eval/rewards/accuracies")).rule(
+    y=float(sure.mean()), label="ceiling"
+)
 p1.save("17", p2)
 
 # %%
 few_loss, many_loss = curve(few, "eval/loss")[1], curve(many, "eval/loss")[1]
-few_right, many_right = curve(few, "eval/rewards/accuracies")[1], curve(many, "eval/rewards/accuracies")[1]
+few_right, many_right = (
+    curve(few, "eval/rewards/accuracies")[1],
+    curve(many, "eval/rewards/accuracies")[1],
+)
 learned = np.mean(curve(few, "rewards/accuracies")[1][-10:])
 
 # %% [markdown]

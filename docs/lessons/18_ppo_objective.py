@@ -46,7 +46,9 @@ features = torch.tensor(rng.normal(size=(answers, 5)))
 theta0 = torch.tensor(rng.normal(size=5) * 0.3)
 reward = torch.tensor(rng.normal(size=answers))
 old = (features @ theta0).log_softmax(0)
-batch = torch.multinomial(old.exp(), 64, replacement=True, generator=torch.Generator().manual_seed(0))
+batch = torch.multinomial(
+    old.exp(), 64, replacement=True, generator=torch.Generator().manual_seed(0)
+)
 advantage = reward[batch] - reward[batch].mean()
 
 
@@ -58,7 +60,9 @@ def epochs(clip: bool, n: int = 200) -> tuple[list[float], list[float]]:
     for _ in range(n):
         logps = (features @ theta).log_softmax(0)
         taken, before = logps[batch], old[batch]
-        loss = ppo_clip(taken, before, advantage) if clip else (taken - before).exp() * -advantage
+        loss = (
+            ppo_clip(taken, before, advantage) if clip else (taken - before).exp() * -advantage
+        )
         adam.zero_grad()
         loss.mean().backward()
         adam.step()
@@ -89,7 +93,11 @@ values = torch.tensor([0.2, 0.4, 0.6, 0.8])
 same = gae(rewards, torch.zeros(4), lengths, gamma=1.0, lam=1.0).advantages
 critic = gae(rewards, values, lengths, gamma=1.0, lam=1.0).advantages
 short = gae(rewards, torch.zeros(4), lengths, gamma=1.0, lam=0.95).advantages
-for name, a in (("V = 0, λ = 1", same), ("V = 0.2 to 0.8, λ = 1", critic), ("V = 0, λ = 0.95", short)):
+for name, a in (
+    ("V = 0, λ = 1", same),
+    ("V = 0.2 to 0.8, λ = 1", critic),
+    ("V = 0, λ = 0.95", short),
+):
     print(f"{name:<22} advantages {[round(x, 4) for x in a.tolist()]}")
 
 # %% [markdown]
@@ -106,7 +114,9 @@ for _ in range(300):
     a = shaped - (sampled.exp() * shaped).sum()
     for _ in range(4):
         x = logits.clone().requires_grad_()
-        (slope,) = torch.autograd.grad((sampled.exp() * ppo_clip(x.log_softmax(0), sampled, a)).sum(), x)
+        (slope,) = torch.autograd.grad(
+            (sampled.exp() * ppo_clip(x.log_softmax(0), sampled, a)).sum(), x
+        )
         logits = (logits - 0.5 * slope).detach()
     path.append(float(exact.total_variation(logits.softmax(0).numpy(), target)))
 print(f"distance to ref·e^(r/β)/Z: {path[0]:.3f} after 1 round, {path[-1]:.1e} after 300")
@@ -118,7 +128,9 @@ from plot import Plot
 
 shown = [1, 2, 3, 4, 6, 8, 12, 20, 35, 60, 100, 200]
 p = Plot("Largest ratio in the batch", x="epoch on one batch", y="π/π_old", log=True)
-p.line("clipped", shown, [clipped[0][n - 1] for n in shown]).line("not clipped", shown, [plain[0][n - 1] for n in shown], dash=True)
+p.line("clipped", shown, [clipped[0][n - 1] for n in shown]).line(
+    "not clipped", shown, [plain[0][n - 1] for n in shown], dash=True
+)
 p.rule(y=1.2, label="1 + ε").save("18")
 
 # %% [markdown]

@@ -30,7 +30,9 @@ def policy(distance: float) -> np.ndarray:
     return exact.boltzmann(ref, direction, 1 / distance)
 
 
-print("distance     KL   " + "".join(f"{kind + ' mean':>10}{kind + ' sd':>10}" for kind in kinds))
+print(
+    "distance     KL   " + "".join(f"{kind + ' mean':>10}{kind + ' sd':>10}" for kind in kinds)
+)
 spreads = {}
 for distance in (0.1, 0.5, 1.0, 2.0):
     pi = policy(distance)
@@ -67,7 +69,9 @@ slopes["ρ k3"] = mean_gradient(kl_penalty(logps, log_ref, logps.detach(), kind=
 for name, slope in slopes.items():
     told = f"length {np.linalg.norm(slope):.4f}, distance to ∇KL(π‖ref) {np.linalg.norm(slope - reverse):.4f}"
     print(f"{name:<5} {told}, to ∇KL(ref‖π) {np.linalg.norm(slope - forward):.4f}")
-print(f"lengths of the two true gradients: {np.linalg.norm(reverse):.4f} and {np.linalg.norm(forward):.4f}")
+print(
+    f"lengths of the two true gradients: {np.linalg.norm(reverse):.4f} and {np.linalg.norm(forward):.4f}"
+)
 
 # %% [markdown]
 # So the k3 of GRPO's paper, added to the loss, penalises KL(ref‖π). Multiplied by the ratio ρ = π/π_old with the ratio differentiated (TRL's
@@ -86,33 +90,51 @@ for name, slope_of in (("KL(π‖ref)", exact.kl_gradient), ("KL(ref‖π)", lam
         x = x + 0.5 * (p * (reward - p @ reward) - beta * slope_of(p, ref))
     ends[name] = p
     gap = exact.total_variation(p, exact.boltzmann(ref, reward, beta))
-    print(f"penalty {name}: reward {p @ reward:.4f}, KL(π‖ref) {exact.kl(p, ref):.4f}, distance to ref·e^(r/β)/Z {gap:.4f}")
+    print(
+        f"penalty {name}: reward {p @ reward:.4f}, KL(π‖ref) {exact.kl(p, ref):.4f}, distance to ref·e^(r/β)/Z {gap:.4f}"
+    )
 
 # %% [markdown]
 # **The controller's unit.** The adaptive coefficient of Ziegler et al. compares the KL of a whole ANSWER with a target (6 nats there). Fed
 # with the mean per TOKEN, as some code bases do, it sees a KL smaller by the length:
 
 # %%
-per_sequence, per_token = AdaptiveKL(0.1, target=6.0, horizon=10_000), AdaptiveKL(0.1, target=6.0, horizon=10_000)
+per_sequence, per_token = (
+    AdaptiveKL(0.1, target=6.0, horizon=10_000),
+    AdaptiveKL(0.1, target=6.0, horizon=10_000),
+)
 for _ in range(200):
     per_sequence.update(9.0, 64)  # an answer of 100 tokens, 0.09 nats a token: above the target
     per_token.update(0.09, 64)
-print(f"after 200 rounds at 9 nats an answer: coefficient {per_sequence.coefficient:.4f} from sums, {per_token.coefficient:.4f} from means")
+print(
+    f"after 200 rounds at 9 nats an answer: coefficient {per_sequence.coefficient:.4f} from sums, {per_token.coefficient:.4f} from means"
+)
 
 # %% plot
 from plot import Plot
 
 far = np.linspace(0.05, 2.5, 60)
 means = {
-    kind: [policy(s) @ kl_estimate(torch.tensor(np.log(policy(s))), torch.tensor(np.log(ref)), kind).numpy() for s in far] for kind in kinds
+    kind: [
+        policy(s)
+        @ kl_estimate(torch.tensor(np.log(policy(s))), torch.tensor(np.log(ref)), kind).numpy()
+        for s in far
+    ]
+    for kind in kinds
 }
-p1 = Plot("Mean of the estimators", x="distance", y="nats").line("k1", far, means["k1"]).line("k2", far, means["k2"])
+p1 = (
+    Plot("Mean of the estimators", x="distance", y="nats")
+    .line("k1", far, means["k1"])
+    .line("k2", far, means["k2"])
+)
 p1.line("k3", far, means["k3"], dash=True)
 p2 = Plot("What one sample of each varies by", x="distance", y="standard deviation, nats")
 for kind in kinds:
     values = []
     for s in far:
-        k = kl_estimate(torch.tensor(np.log(policy(s))), torch.tensor(np.log(ref)), kind).numpy()
+        k = kl_estimate(
+            torch.tensor(np.log(policy(s))), torch.tensor(np.log(ref)), kind
+        ).numpy()
         values.append(np.sqrt(policy(s) @ (k - policy(s) @ k) ** 2))
     p2.line(kind, far, values)
 p1.save("19", p2)

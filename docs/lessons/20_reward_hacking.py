@@ -37,7 +37,9 @@ def fit(pairs: np.ndarray, seed: int) -> np.ndarray:
     def loss(r: np.ndarray) -> tuple[float, np.ndarray]:
         push = -expit(r[rejected] - r[w])
         slope = np.bincount(w, push, answers) - np.bincount(rejected, push, answers)
-        return -log_expit(r[w] - r[rejected]).sum() + 0.025 * ((r - start) ** 2).sum(), slope + 0.05 * (r - start)
+        return -log_expit(r[w] - r[rejected]).sum() + 0.025 * (
+            (r - start) ** 2
+        ).sum(), slope + 0.05 * (r - start)
 
     r = minimize(loss, start, jac=True).x
     return r - ref @ r
@@ -49,7 +51,13 @@ def world(seed: int) -> np.ndarray:
     drawn = np.array([own.choice(answers, 2, replace=False, p=ref) for _ in range(comparisons)])
     first = own.random(comparisons) < expit(truth[drawn[:, 0]] - truth[drawn[:, 1]])
     pairs = np.where(first[:, None], drawn, drawn[:, ::-1])
-    return np.stack([fit(pairs[own.integers(comparisons, size=comparisons)], 10 * seed + m) for m in range(members)], axis=1)
+    return np.stack(
+        [
+            fit(pairs[own.integers(comparisons, size=comparisons)], 10 * seed + m)
+            for m in range(members)
+        ],
+        axis=1,
+    )
 
 
 worlds = [world(seed) for seed in range(8)]
@@ -69,7 +77,9 @@ for name, rule in rules.items():
     )
     nats, gold = paths[name]
     top = gold.argmax()
-    print(f"{name:<12} best true reward {gold[top]:+.3f} at KL {nats[top]:.2f}; at β = 0.05 {gold[0]:+.3f} with KL {nats[0]:.2f}")
+    print(
+        f"{name:<12} best true reward {gold[top]:+.3f} at KL {nats[top]:.2f}; at β = 0.05 {gold[0]:+.3f} with KL {nats[0]:.2f}"
+    )
 known = [exact.boltzmann(ref, truth, beta) @ truth for beta in betas]
 print(f"with the true reward at β = 0.05 {known[0]:+.3f}; the reference {abs(ref @ truth):.3f}")
 
@@ -83,7 +93,9 @@ print(f"with the true reward at β = 0.05 {known[0]:+.3f}; the reference {abs(re
 # %%
 
 
-def climb(scores: np.ndarray, budget: KLBudget | None, rounds: int = 150) -> list[tuple[float, float]]:
+def climb(
+    scores: np.ndarray, budget: KLBudget | None, rounds: int = 150
+) -> list[tuple[float, float]]:
     """(KL, true reward) after each round of exact policy gradient on the score."""
     x, beta, path = np.log(ref), 0.05, []
     for _ in range(rounds):
@@ -99,7 +111,9 @@ def climb(scores: np.ndarray, budget: KLBudget | None, rounds: int = 150) -> lis
 
 free = np.mean([climb(scores[:, 0], None) for scores in worlds], axis=0)
 kept = np.mean([climb(scores[:, 0], KLBudget(1.0, initial=0.05)) for scores in worlds], axis=0)
-print(f"without a budget: KL {free[-1, 0]:.2f}, true reward {free[-1, 1]:+.3f} (its best on the way {free[:, 1].max():+.3f})")
+print(
+    f"without a budget: KL {free[-1, 0]:.2f}, true reward {free[-1, 1]:+.3f} (its best on the way {free[:, 1].max():+.3f})"
+)
 print(
     f"with 1 nat:       KL {kept[-1, 0]:.2f}, true reward {kept[-1, 1]:+.3f}, largest KL of the last hundred rounds {kept[50:, 0].max():.2f}"
 )
@@ -111,9 +125,12 @@ print(
 flattery = int(np.argsort(truth * (ref > 0.005))[0])
 shared = [scores + 4.0 * np.eye(answers)[flattery][:, None] for scores in worlds]
 fooled = {
-    name: np.mean([exact.boltzmann(ref, rules[name](scores), 0.3) @ truth for scores in shared]) for name in ("one model", "worst of 5")
+    name: np.mean([exact.boltzmann(ref, rules[name](scores), 0.3) @ truth for scores in shared])
+    for name in ("one model", "worst of 5")
 }
-trusted = np.mean([exact.boltzmann(ref, rules["worst of 5"](scores), 0.3) @ truth for scores in worlds])
+trusted = np.mean(
+    [exact.boltzmann(ref, rules["worst of 5"](scores), 0.3) @ truth for scores in worlds]
+)
 print(
     f"at β = 0.3: one model {fooled['one model']:+.3f}, worst of five {fooled['worst of 5']:+.3f}; without the shared error {trusted:+.3f}"
 )

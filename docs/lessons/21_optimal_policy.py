@@ -18,7 +18,9 @@ ref, reward = np.array([0.6, 0.4]), np.array([0.0, 2.0])
 law = exact.boltzmann(ref, reward, beta=2.0)
 log_z = float(exact.log_partition(ref, reward, beta=2.0))
 print(f"π* at β = 2: {law[0]:.4f}, {law[1]:.4f}")
-print(f"log Z = {log_z:.6f}; β log Z = {2 * log_z:.6f}; E[r] - β KL = {float(exact.objective(law, ref, reward, 2.0)):.6f}")
+print(
+    f"log Z = {log_z:.6f}; β log Z = {2 * log_z:.6f}; E[r] - β KL = {float(exact.objective(law, ref, reward, 2.0)):.6f}"
+)
 
 # %% [markdown]
 # Lecture notes give this example as 0.355 and 0.645, a double rounding of the numbers above.
@@ -33,7 +35,9 @@ for _ in range(2000):
     slope = p * (reward - p @ reward) - 2.0 * exact.kl_gradient(p, ref)
     logits = logits + 0.2 * slope
 climbed = exact.total_variation(p, law)
-print(f"after gradient ascent {p.round(6)}, total variation to the formula {float(climbed):.1e}")
+print(
+    f"after gradient ascent {p.round(6)}, total variation to the formula {float(climbed):.1e}"
+)
 
 # %% [markdown]
 # **Reward and KL fall as β grows; entropy does not.** "The entropy of π* decreases towards 0 with β" is often said. The reference here
@@ -59,13 +63,19 @@ print(f"at β = 2 {exact.entropy(law):.4f}, at β = 0.1 {entropy[0]:.4f}")
 # %%
 tied = exact.boltzmann([0.1, 0.3, 0.6], [1.0, 1.0, 0.0], beta=1e-3)
 unseen = exact.boltzmann([0.5, 0.5, 0.0], [0.0, 1.0, 99.0], beta=0.5)
-print(f"ref (0.1, 0.3, 0.6), the first two tied: {tied.round(4)}, entropy {exact.entropy(tied):.4f}")
+print(
+    f"ref (0.1, 0.3, 0.6), the first two tied: {tied.round(4)}, entropy {exact.entropy(tied):.4f}"
+)
 print(f"ref (0.5, 0.5, 0), reward 99 on the last: {unseen.round(4)}")
 
 # %% plot
 from plot import Plot
 
-p1 = Plot("π* as β grows", x="β", y="nats", log=True).line("entropy", betas, entropy).line("KL", betas, nats)
+p1 = (
+    Plot("π* as β grows", x="β", y="nats", log=True)
+    .line("entropy", betas, entropy)
+    .line("KL", betas, nats)
+)
 p1.rule(x=2 / np.log(1.5), label="uniform")
 p2 = Plot("and its mean reward", x="β", y="reward", log=True).line("E[r]", betas, mean)
 p1.save("21", p2)

@@ -24,7 +24,9 @@ offset = reward - implicit
 predicted = beta * exact.log_partition(trained.ref, reward, beta)
 for p in range(2):
     spread = offset[p].max() - offset[p].min()
-    print(f"prompt {p + 1}: r - implicit = {offset[p].mean():+.4f} for all answers (spread {spread:.5f}); β log Z = {predicted[p]:+.4f}")
+    print(
+        f"prompt {p + 1}: r - implicit = {offset[p].mean():+.4f} for all answers (spread {spread:.5f}); β log Z = {predicted[p]:+.4f}"
+    )
 
 # %% [markdown]
 # The difference is the same number for all fifteen answers of a prompt, and it is β log Z. "DPO learns a ranking" says too little: it
@@ -46,8 +48,12 @@ moved = exact.total_variation(same, exact.boltzmann(trained.ref, reward, beta)).
 later = exact.implicit_rewards(same, trained.ref, beta)
 wrong = ((later[0][:, None] - later[1]) * (shifted[0][:, None] - shifted[1]) < 0).mean()
 plain = ((implicit[0][:, None] - implicit[1]) * (reward[0][:, None] - reward[1]) < 0).mean()
-print(f"the policy moved by {moved:.1e}; its best implicit reward on prompt 1 is {later[0].max():+.3f}, on prompt 2 {later[1].max():+.3f}")
-print(f"comparisons across the prompts that come out wrong: {wrong:.0%} after the shift, {plain:.0%} before it")
+print(
+    f"the policy moved by {moved:.1e}; its best implicit reward on prompt 1 is {later[0].max():+.3f}, on prompt 2 {later[1].max():+.3f}"
+)
+print(
+    f"comparisons across the prompts that come out wrong: {wrong:.0%} after the shift, {plain:.0%} before it"
+)
 
 # %% [markdown]
 # **Half of it is no reward.** log π alone, without the reference, is sometimes taken for the score: it says which answers are likely.

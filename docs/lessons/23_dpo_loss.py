@@ -18,9 +18,17 @@ from prefopt.losses import dpo
 
 chosen, rejected = torch.tensor([-10.0, -12.0]), torch.tensor([-11.0, -9.0])
 start = dpo(chosen, rejected, chosen, rejected, beta=0.1)
-hand = dpo(torch.tensor([-8.0]), torch.tensor([-14.0]), torch.tensor([-10.0]), torch.tensor([-11.0]), beta=0.3)
+hand = dpo(
+    torch.tensor([-8.0]),
+    torch.tensor([-14.0]),
+    torch.tensor([-10.0]),
+    torch.tensor([-11.0]),
+    beta=0.3,
+)
 print("at policy == reference:", [round(v, 6) for v in start.tolist()])
-print(f"u = 2, v = -3, β = 0.3: margin 0.3 · 5 = 1.5, loss {hand.item():.4f}; the pair swapped {hand.item() + 1.5:.4f}")
+print(
+    f"u = 2, v = -3, β = 0.3: margin 0.3 · 5 = 1.5, loss {hand.item():.4f}; the pair swapped {hand.item() + 1.5:.4f}"
+)
 
 # %% [markdown]
 # **The floor.** Comparisons that err have entropy. For Bradley-Terry preferences the least mean loss is that entropy, reached at
@@ -34,7 +42,9 @@ floor = exact.dpo_minimum(preferences, every)
 for beta in (0.1, 1.0, 10.0):
     best = exact.boltzmann(ref, reward, beta)
     value = exact.dpo_loss(best, ref, preferences, every, beta)
-    print(f"β = {beta:<4} loss at the optimum {value:.6f}, KL to the reference {exact.kl(best, ref):.4f}")
+    print(
+        f"β = {beta:<4} loss at the optimum {value:.6f}, KL to the reference {exact.kl(best, ref):.4f}"
+    )
 print(f"entropy of the labels     {floor:.6f}")
 
 # %% [markdown]
@@ -89,7 +99,11 @@ p1.save("23", p2)
 # %%
 assert torch.allclose(start, torch.full((2,), float(np.log(2))))
 assert abs(hand.item() - 0.2014) < 5e-5
-assert all(abs(exact.dpo_loss(exact.boltzmann(ref, reward, b), ref, preferences, every, b) - floor) < 1e-12 for b in (0.1, 1.0, 10.0))
+assert all(
+    abs(exact.dpo_loss(exact.boltzmann(ref, reward, b), ref, preferences, every, b) - floor)
+    < 1e-12
+    for b in (0.1, 1.0, 10.0)
+)
 assert plain[-1, 0] < 0.6 * plain[0, 0]
 assert plain[-1, 1] < plain[0, 1] - 1
 assert plain[-1, 3] > plain[0, 3]

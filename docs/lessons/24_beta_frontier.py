@@ -51,13 +51,19 @@ for n in sizes:
     fits = [fitted(n, rng) for _ in range(10)]
     laws = [[exact.boltzmann(ref, fit, beta) for beta in betas] for fit in fits]
     gold = np.array([[law @ reward for law in row] for row in laws]).mean(0)
-    seen = np.array([[law @ (fit - ref @ fit) for law in row] for row, fit in zip(laws, fits, strict=True)]).mean(0)
+    seen = np.array(
+        [[law @ (fit - ref @ fit) for law in row] for row, fit in zip(laws, fits, strict=True)]
+    ).mean(0)
     nats = np.array([[float(exact.kl(law, ref)) for law in row] for row in laws]).mean(0)
     paths[n] = (gold, nats, seen)
     top = gold.argmax()
-    print(f"{n:>5} pairs: best β {betas[top]:.2f} at KL {nats[top]:.2f}: true reward {gold[top]:.3f}; at β = 0.05: {gold[0]:.3f}")
+    print(
+        f"{n:>5} pairs: best β {betas[top]:.2f} at KL {nats[top]:.2f}: true reward {gold[top]:.3f}; at β = 0.05: {gold[0]:.3f}"
+    )
 true = np.array([exact.boltzmann(ref, reward, beta) @ reward for beta in betas])
-true_nats = np.array([float(exact.kl(exact.boltzmann(ref, reward, beta), ref)) for beta in betas])
+true_nats = np.array(
+    [float(exact.kl(exact.boltzmann(ref, reward, beta), ref)) for beta in betas]
+)
 print(f"reference {ref @ reward:.3f}, always the best answer {reward.max():.3f}")
 
 # %% [markdown]

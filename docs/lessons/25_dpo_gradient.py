@@ -17,14 +17,22 @@ import torch
 from prefopt.losses import dpo
 
 beta = 0.1
-logps = torch.tensor([[-20.0, -30.0], [-20.0, -20.0], [-30.0, -20.0], [-80.0, -20.0]], dtype=torch.float64, requires_grad=True)
+logps = torch.tensor(
+    [[-20.0, -30.0], [-20.0, -20.0], [-30.0, -20.0], [-80.0, -20.0]],
+    dtype=torch.float64,
+    requires_grad=True,
+)
 ref = torch.tensor([[-20.0, -20.0]] * 4, dtype=torch.float64)
 losses = dpo(logps[:, 0], logps[:, 1], ref[:, 0], ref[:, 1], beta=beta)
 (slope,) = torch.autograd.grad(losses.sum(), logps)
 margins = beta * ((logps - ref)[:, 0] - (logps - ref)[:, 1]).detach()
 print("  βD     loss    slope on L_w   slope on L_l   β σ(-βD)")
-for m, value, (w, rejected) in zip(margins.tolist(), losses.tolist(), slope.tolist(), strict=True):
-    print(f"{m:5.1f}  {value:7.4f}  {w:12.6f}  {rejected:12.6f}  {beta / (1 + np.exp(m)):11.6f}")
+for m, value, (w, rejected) in zip(
+    margins.tolist(), losses.tolist(), slope.tolist(), strict=True
+):
+    print(
+        f"{m:5.1f}  {value:7.4f}  {w:12.6f}  {rejected:12.6f}  {beta / (1 + np.exp(m)):11.6f}"
+    )
 
 # %% [markdown]
 # The two slopes are opposite and bounded by β. The last pair is one where the policy finds the chosen answer hopeless (−80 nats): it has
@@ -39,7 +47,9 @@ for p in (0.9, 0.5, 0.1, 0.01, 1e-6):
     logits = law.log().requires_grad_()
     (score,) = torch.autograd.grad(logits.log_softmax(0)[0], logits)
     lengths.append((p, float(score[0]), float(score.norm())))
-    print(f"π(y) = {p:<6g} ∂ log π(y) / ∂ its own logit = {score[0]:.6f}, length of the gradient {score.norm():.4f}")
+    print(
+        f"π(y) = {p:<6g} ∂ log π(y) / ∂ its own logit = {score[0]:.6f}, length of the gradient {score.norm():.4f}"
+    )
 
 # %% [markdown]
 # **What is weak, then?** The change of the PROBABILITY: ∂π/∂logit = π(1 − π). An answer at 1e-6 moves by a factor e for each nat of logit
@@ -51,13 +61,19 @@ for p in (0.9, 0.5, 0.1, 0.01, 1e-6):
 # %%
 rng = np.random.default_rng(25)
 wrong = rng.random(1000) < 0.1
-margin = np.where(wrong, -1, 1) * np.abs(rng.normal(2.0, 1.5, 1000))  # the policy has learned what is right
+margin = np.where(wrong, -1, 1) * np.abs(
+    rng.normal(2.0, 1.5, 1000)
+)  # the policy has learned what is right
 weight = 1 / (1 + np.exp(margin))
 order = np.argsort(-weight)
 share = weight[order[:100]].sum() / weight.sum()
 bad = wrong[order[:100]].mean()
-print(f"mislabelled pairs: {wrong.mean():.1%} of all, {bad:.0%} of the tenth with the largest weight")
-print(f"that tenth carries {share:.0%} of all the push; the mislabelled pairs together {weight[wrong].sum() / weight.sum():.0%}")
+print(
+    f"mislabelled pairs: {wrong.mean():.1%} of all, {bad:.0%} of the tenth with the largest weight"
+)
+print(
+    f"that tenth carries {share:.0%} of all the push; the mislabelled pairs together {weight[wrong].sum() / weight.sum():.0%}"
+)
 
 # %% [markdown]
 # The pairs a good policy "gets wrong" are the mislabelled ones, and the logistic loss pushes on them hardest. Conservative DPO takes a
@@ -75,8 +91,12 @@ print(f"cDPO with ε = 0.1 stops pushing at z = {stop:.1f} (log 9 = {np.log(9):.
 # %% plot
 from plot import Plot
 
-p = Plot("Push on a pair, by its margin", x="βD", y="push, in units of β").line("DPO", z, logistic)
-p.line("cDPO, ε = 0.1", z, smoothed, dash=True).line("hinge", z, (z < 1).astype(float), dash=True).rule(y=0.0).save("25")
+p = Plot("Push on a pair, by its margin", x="βD", y="push, in units of β").line(
+    "DPO", z, logistic
+)
+p.line("cDPO, ε = 0.1", z, smoothed, dash=True).line(
+    "hinge", z, (z < 1).astype(float), dash=True
+).rule(y=0.0).save("25")
 
 # %% [markdown]
 # **Found.** The weight is β σ(−βD), whatever π is; an answer of probability one in a million has a score of length {{lengths[-1][2]:.2f}}, longer

@@ -28,7 +28,10 @@ text { font: 12px ui-sans-serif, system-ui, "Segoe UI", Roboto, Helvetica, Arial
 .rule { stroke: var(--faint); stroke-dasharray: 3 3; }
 path { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .dash { stroke-dasharray: 5 4; }
-""" + "".join(f".{c} path {{ stroke: var(--{c}); }} .{c} circle, .{c} rect, .{c} text {{ fill: var(--{c}); }}\n" for c in "abcd")
+""" + "".join(
+    f".{c} path {{ stroke: var(--{c}); }} .{c} circle, .{c} rect, .{c} text {{ fill: var(--{c}); }}\n"
+    for c in "abcd"
+)
 
 
 @dataclass
@@ -55,9 +58,13 @@ class Plot:
     drawn: list[Drawn] = field(default_factory=list)
     rules: list[tuple[str, float, str]] = field(default_factory=list)
 
-    def line(self, name: str, xs: Iterable[float], ys: Iterable[float], *, dash: bool = False) -> Plot:
+    def line(
+        self, name: str, xs: Iterable[float], ys: Iterable[float], *, dash: bool = False
+    ) -> Plot:
         """A line through points."""
-        self.drawn.append(Drawn(name, "line", [float(v) for v in xs], [float(v) for v in ys], dash))
+        self.drawn.append(
+            Drawn(name, "line", [float(v) for v in xs], [float(v) for v in ys], dash)
+        )
         return self
 
     def points(self, name: str, xs: Iterable[float], ys: Iterable[float]) -> Plot:
@@ -73,14 +80,19 @@ class Plot:
 
     def rule(self, *, x: float | None = None, y: float | None = None, label: str = "") -> Plot:
         """A level drawn across, or a place drawn upwards."""
-        self.rules.append(("y", float(y), label) if y is not None else ("x", float(x or 0), label))
+        self.rules.append(
+            ("y", float(y), label) if y is not None else ("x", float(x or 0), label)
+        )
         return self
 
     def save(self, name: str, *others: Plot) -> None:
         """Write FOLDER/name.svg, other plots to the right of this one."""
         plots = [self, *others]
         width = WIDTH // len(plots)
-        body = "".join(f'<g transform="translate({i * width} 0)">{plot._svg(width)}</g>' for i, plot in enumerate(plots))
+        body = "".join(
+            f'<g transform="translate({i * width} 0)">{plot._svg(width)}</g>'
+            for i, plot in enumerate(plots)
+        )
         words = "; ".join(plot.title for plot in plots)
         FOLDER.mkdir(parents=True, exist_ok=True)
         (FOLDER / f"{name}.svg").write_text(
@@ -99,12 +111,19 @@ class Plot:
     def _svg(self, width: int) -> str:
         longest = max((len(d.name) for d in self.drawn), default=0)
         right = width - (20 if not longest else 22 + 6.4 * longest)
-        xs = [self._across(x) for d in self.drawn for x in d.xs] + [self._across(v) for way, v, _ in self.rules if way == "x"]
-        ys = [y for d in self.drawn for y in d.ys] + [v for way, v, _ in self.rules if way == "y"]
+        xs = [self._across(x) for d in self.drawn for x in d.xs] + [
+            self._across(v) for way, v, _ in self.rules if way == "x"
+        ]
+        ys = [y for d in self.drawn for y in d.ys] + [
+            v for way, v, _ in self.rules if way == "y"
+        ]
         if self.names:
             x_axis, y_axis = Range(-0.5, len(self.names) - 0.5), spanning(ys, include=(0.0,))
         else:
-            x_axis, y_axis = spanning(xs, padding=0.02), spanning(ys, include=() if self.floor is None else (self.floor,))
+            x_axis, y_axis = (
+                spanning(xs, padding=0.02),
+                spanning(ys, include=() if self.floor is None else (self.floor,)),
+            )
         frame = _Frame(x_axis, y_axis, LEFT, right, TOP, HEIGHT - FOOT)
         marks = "".join(self._mark(frame, i, d) for i, d in enumerate(self.drawn))
         return f'<text class="title" x="16" y="24">{escape(self.title)}</text>{self._axes(frame)}{marks}{self._labels(frame)}'
@@ -116,16 +135,27 @@ class Plot:
             for v, label in ticks(f.y_axis, 5)
         ]
         for at, label in self._x_ticks(f.x_axis):
-            parts.append(f'<text class="tick" x="{f.x(at)}" y="{f.bottom + 16}" text-anchor="middle">{escape(label)}</text>')
+            parts.append(
+                f'<text class="tick" x="{f.x(at)}" y="{f.bottom + 16}" text-anchor="middle">{escape(label)}</text>'
+            )
         for way, value, label in self.rules:
             parts.append(self._rule(f, way, value, label))
-        parts.append(f'<text class="tick" x="{f.right:.1f}" y="{f.bottom + 33}" text-anchor="end">{escape(self.x)}</text>')
-        parts.append(f'<text class="tick" x="{f.left}" y="{f.bottom + 33}">↑ {escape(self.y)}</text>' if self.y else "")
+        parts.append(
+            f'<text class="tick" x="{f.right:.1f}" y="{f.bottom + 33}" text-anchor="end">{escape(self.x)}</text>'
+        )
+        parts.append(
+            f'<text class="tick" x="{f.left}" y="{f.bottom + 33}">↑ {escape(self.y)}</text>'
+            if self.y
+            else ""
+        )
         return "".join(parts)
 
     def _rule(self, f: _Frame, way: str, value: float, label: str) -> str:
         if way == "y":
-            line, at = f'x1="{f.left}" x2="{f.right:.1f}" y1="{f.y(value)}" y2="{f.y(value)}"', (f.left + 4, f.y(value) - 5)
+            line, at = (
+                f'x1="{f.left}" x2="{f.right:.1f}" y1="{f.y(value)}" y2="{f.y(value)}"',
+                (f.left + 4, f.y(value) - 5),
+            )
         else:
             x = f.x(self._across(value))
             line, at = f'x1="{x}" x2="{x}" y1="{f.top}" y2="{f.bottom}"', (x + 4, f.top + 10)
@@ -135,14 +165,23 @@ class Plot:
         if self.names:
             return [(float(i), name) for i, name in enumerate(self.names)]
         if self.log:
-            return [(float(p), f"{10.0**p:g}") for p in range(math.ceil(axis.low), math.floor(axis.high) + 1)]
+            return [
+                (float(p), f"{10.0**p:g}")
+                for p in range(math.ceil(axis.low), math.floor(axis.high) + 1)
+            ]
         return ticks(axis, 5)
 
     def _mark(self, f: _Frame, i: int, d: Drawn) -> str:
-        places = [(f.x(self._across(x)), f.y(y)) for x, y in zip(d.xs, d.ys, strict=True) if math.isfinite(y)]
+        places = [
+            (f.x(self._across(x)), f.y(y))
+            for x, y in zip(d.xs, d.ys, strict=True)
+            if math.isfinite(y)
+        ]
         if d.kind == "line":
             path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
-            inside = f'<path{" class=" + chr(34) + "dash" + chr(34) if d.dash else ""} d="{path}"/>'
+            inside = (
+                f'<path{" class=" + chr(34) + "dash" + chr(34) if d.dash else ""} d="{path}"/>'
+            )
         elif d.kind == "points":
             inside = "".join(f'<circle cx="{x:g}" cy="{y:g}" r="3"/>' for x, y in places)
         else:
@@ -157,7 +196,11 @@ class Plot:
 
     def _labels(self, f: _Frame) -> str:
         """Names beside the last point of each series, none covering another."""
-        ends = [(f.y([y for y in d.ys if math.isfinite(y)][-1]) + 4, i, d.name) for i, d in enumerate(self.drawn) if d.name]
+        ends = [
+            (f.y([y for y in d.ys if math.isfinite(y)][-1]) + 4, i, d.name)
+            for i, d in enumerate(self.drawn)
+            if d.name
+        ]
         ends.sort()
         heights = apart([end[0] for end in ends], 15, f.top + 4, f.bottom)
         texts = (
