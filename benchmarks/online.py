@@ -5,7 +5,7 @@
 A step is 8 prompts of 64 tokens, 8 samples of 64 new tokens each, their rewards, and one update with KL to a reference (k3 in the loss).
 Samples a second: wall clock from the end of the first step to the end of the last, sampling, rewards, log-probs and update included.
 Memory: the peak of the process, and of the process that prefopt runs the reward function in. TRL takes the samples of a step in batches
-of --trl-batch (16), prefopt by its default train.micro_tokens.
+of --trl-batch (16); prefopt takes as many positions in a forward pass.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run_prefopt(folder: Path, steps: int, args: argparse.Namespace) -> list[floa
     fitting.train_step = timed
     options: dict[str, Any] = {
         "train": {"steps": steps, "batch_size": PROMPTS, "learning_rate": 1e-5, "precision": args.precision[0], "schedule": "constant",
-                  "warmup": 0},
+                  "warmup": 0, "micro_tokens": args.trl_batch * (PROMPT + NEW)},
         "rollout": {"samples": SAMPLES, "max_new_tokens": NEW, "batch_size": PROMPTS * SAMPLES},
         "reward": {"function": f"{folder}/reward.py:reward"},
         "kl": {"coefficient": 0.04, "place": "loss"},

@@ -119,15 +119,17 @@ def draw(
             them is below it, arXiv 1904.09751).
         allowed_BV: tokens that may be drawn at all; probabilities are renormalised over them.
     """
+    own = logits_BV.dtype != torch.float32 or allowed_BV is not None  # a copy of our own, which may be written over
     logits_BV = logits_BV.float()
     if allowed_BV is not None:
         logits_BV = logits_BV.masked_fill(~allowed_BV, float("-inf"))
     if settings.temperature == 0:
         ids_B = logits_BV.argmax(-1)
         return Drawn(ids_B, _at(logits_BV, ids_B) - logits_BV.logsumexp(-1))
-    logits_BV = logits_BV if settings.temperature == 1 else logits_BV / settings.temperature
-    top_B = logits_BV.amax(-1)
-    weight_BV = (logits_BV - top_B[:, None]).exp_()
+    if settings.temperature != 1:
+        own, logits_BV = True, logits_BV / settings.temperature
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    weight_BV = (logits_BV.sub_(top_B1) if own else logits_BV - top_B1).exp_()
     if 0 < settings.top_k < weight_BV.shape[1]:
         weight_BV = torch.where(weight_BV >= weight_BV.topk(settings.top_k).values[:, -1:], weight_BV, 0.0)
     if settings.min_p > 0:
@@ -135,7 +137,7 @@ def draw(
     if settings.top_p < 1:
         weight_BV = nucleus(weight_BV, settings.top_p)
     ids_B = inverse_cdf(weight_BV, uniform_B)
-    return Drawn(ids_B, _at(logits_BV, ids_B) - top_B - weight_BV.sum(-1).log())
+    return Drawn(ids_B, _at(weight_BV, ids_B).log() - weight_BV.sum(-1).log())
 
 
 def nucleus(weight_BV: torch.Tensor, top_p: float) -> torch.Tensor:
