@@ -15,6 +15,7 @@ import argparse
 import compileall
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -98,17 +99,22 @@ def tests_of(file: str) -> tuple[str, ...]:
     return CONCERNS[max(starts, key=len)]
 
 
-def mutants(faults: Sequence[Fault], jobs: int) -> Iterator[Result]:
-    """Try the faults, `jobs` at a time, each in a copy of the source of its own."""
+def mutants(faults: Sequence[Fault], jobs: int, *, minutes: float = math.inf) -> Iterator[Result]:
+    """Try the faults, `jobs` at a time, each in a copy of the source of its own; none is begun after `minutes`."""
+    last = time.perf_counter() + 60 * minutes
     _load_heavy()
     with tempfile.TemporaryDirectory() as scratch:
         copies = [_copy(Path(scratch) / str(slot)) for slot in range(jobs)]
         running: dict[int, tuple[Fault, Path, float]] = {}
         waiting = list(reversed(faults))
         while waiting or running:
+            if time.perf_counter() > last:
+                waiting.clear()
             while waiting and copies:
                 fault, copy = waiting.pop(), copies.pop()
                 running[_start(fault, copy)] = (fault, copy, time.perf_counter())
+            if not running:
+                break
             child, status = os.wait()
             fault, copy, started = running.pop(child)
             code = os.waitstatus_to_exitcode(status)
@@ -249,10 +255,11 @@ def remember(results: Iterable[Result]) -> None:
 # --- the account --------------------------------------------------------------------------------------------------------
 
 
-def page(results: Sequence[Result]) -> str:
-    """docs/mutation.md."""
+def page(results: Sequence[Result], planned: Sequence[Fault]) -> str:
+    """docs/mutation.md: of the planned faults those that were tried."""
     killed = [r for r in results if r.noticed]
     recorded = [r for r in killed if r.noticed.startswith("tests/golden")]
+    left = len(planned) - len(results)
     lines = [
         "# Planted faults",
         "",
@@ -260,15 +267,21 @@ def page(results: Sequence[Result]) -> str:
         "in the graph, ...), runs the part of the fast suite that concerns the file, and looks for a failure. A survivor is either a fault",
         "that changes nothing anyone could see, with the reason, or a test that is missing.",
         "",
-        f"**{len(killed)} of {len(results)} planted faults are killed ({len(killed) / len(results):.1%})**,",
+        f"**{len(killed)} of {len(results)} planted faults are killed ({len(killed) / max(1, len(results)):.1%})**,",
         f"{len(recorded)} of them first by the golden trajectories.",
+        *(
+            [f"{left} of {len(planned)} have not been tried since their file last changed (`make mutate MUTATE_ARGS=--resume`)."]
+            if left
+            else []
+        ),
         "",
-        "| file | planted | killed | first by golden trajectories |",
-        "|---|---:|---:|---:|",
+        "| file | planted | tried | killed | first by golden trajectories |",
+        "|---|---:|---:|---:|---:|",
     ]
-    for file in dict.fromkeys(r.fault.file for r in results):
-        mine = [r for r in results if r.fault.file == file]
-        lines.append(f"| `{file}` | {len(mine)} | {sum(r in killed for r in mine)} | {sum(r in recorded for r in mine)} |")
+    for file in dict.fromkeys(fault.file for fault in planned):
+        tried = [r for r in results if r.fault.file == file]
+        counts = (sum(f.file == file for f in planned), len(tried), sum(r in killed for r in tried), sum(r in recorded for r in tried))
+        lines.append(f"| `{file}` | " + " | ".join(map(str, counts)) + " |")
     survivors = [r.fault for r in results if not r.noticed]
     lines += ["", "## Survivors", "", *(f"- `{fault.file}`, {fault.what}: {fault.survives or 'no test sees it'}" for fault in survivors)]
     return "\n".join(lines + ([] if survivors else ["None."])) + "\n"
@@ -279,6 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.run", description=__doc__.partition("\n")[0])
     parser.add_argument("words", nargs="*", help="only faults whose names hold one of these")
     parser.add_argument("--resume", action="store_true", help="take kills of earlier runs as they are where the file has not changed")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no more after so many; --resume goes on from there")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args(arguments)
     faults = [fault for fault in FAULTS if not options.words or any(word in fault.name for word in options.words)]
@@ -290,19 +304,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faults = [fault for fault in faults if fault.name not in lost]
     results = remembered(faults) if options.resume else []
     known = {result.fault.name for result in results}
-    for result in mutants([fault for fault in faults if fault.name not in known], options.jobs):
+    for result in mutants([fault for fault in faults if fault.name not in known], options.jobs, minutes=options.minutes):
         results.append(result)
         remember([result])
         print(f"{result.state:9}{result.seconds:6.1f} s  {result.fault.name}  {result.noticed or result.fault.survives}", flush=True)
     if broken := unharmed(sorted({result.noticed for result in results if "::" in result.noticed})):
         raise SystemExit(f"without any fault this fails too, so nothing is shown: {broken}")
     killed = sum(bool(result.noticed) for result in results)
-    print(f"{killed} of {len(results)} killed ({killed / len(results):.1%})")
+    print(f"{killed} of {len(results)} killed ({killed / max(1, len(results)):.1%}), {len(faults) - len(results)} not tried")
     if not options.words:
         results.sort(key=lambda result: FAULTS.index(result.fault))
-        PAGE.write_text(page(results))
+        PAGE.write_text(page(results, faults))
     unexplained = [result for result in results if not result.noticed and not result.fault.survives]
-    return int(bool(lost or unexplained) or killed < GOAL * len(results))
+    return int(bool(lost or unexplained or len(results) < len(faults)) or killed < GOAL * len(results))
 
 
 if __name__ == "__main__":

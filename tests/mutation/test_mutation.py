@@ -80,8 +80,10 @@ def test_the_page_counts_and_names_the_survivors() -> None:
         run.Result(two, "tests/golden/test_golden.py::test", 1.0),
         run.Result(three, "", 1.0),
     ]
-    text = run.page(results)
+    text = run.page(results, [one, two, three, Fault("b.py", "sum", "", "", "")])
     assert "**2 of 3 planted faults are killed (66.7%)**" in text
     assert "1 of them first by the golden trajectories" in text
-    assert "| `a.py` | 2 | 2 | 1 |" in text
+    assert "| `a.py` | 2 | 2 | 2 | 1 |" in text
+    assert "| `b.py` | 2 | 1 | 0 | 0 |" in text
+    assert "1 of 4 have not been tried" in text
     assert "- `b.py`, beta: no test sees it" in text
