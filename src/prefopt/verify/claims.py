@@ -288,9 +288,9 @@ CLAIMS: tuple[Claim, ...] = (
     # ... and where they lead
     SampledClaim("reinforce", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), kl=0.5),
     SampledClaim("ppo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), {"lam": 1.0}, kl=0.5),
-    SampledClaim("rloo", OPTIMUM, answered, s.learned(s.boltzmann, 0.4), size=2, kl=0.5, learners=("table",)),
+    SampledClaim("rloo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), size=2, kl=0.5, learners=("table",)),
     SampledClaim("remax", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), kl=0.5, learners=("table",)),
-    SampledClaim("dr_grpo", OPTIMUM, answered, s.learned(s.boltzmann, 0.4), size=2, kl=0.5, learners=("table",)),
+    SampledClaim("dr_grpo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), size=2, kl=0.5, learners=("table",)),
     SampledClaim("best_of_n", "the law of the best of two", answered, s.imitated(s.best_of_two), size=2),
     SampledClaim("rejection_sampling", "ref where r >= 1", answered, s.imitated(s.good), {"threshold": 1.0}),
     SampledClaim("star", "ref where r >= 1", answered, s.imitated(s.good), {"threshold": 1.0}),
