@@ -172,7 +172,8 @@ def _label(entry: Json, settings: Json) -> str:
 
 
 def _evaluate(entry: Json, settings: Json) -> str:
-    return f"suite {settings.get('suite', '')}"
+    suite = settings.get("suite", "")
+    return f"suite {listed([str(name) for name in suite]) if isinstance(suite, list) else suite}"
 
 
 _TOLD: dict[str, Callable[[Any, Any], str]] = {
