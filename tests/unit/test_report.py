@@ -21,7 +21,7 @@ import prefopt.report.charts
 import prefopt.report.words
 from prefopt import cli
 from prefopt.errors import DataError
-from prefopt.report import build, draw, evidence, folder, lineage, samples, training
+from prefopt.report import build, draw, evidence, folder, lineage, samples, scatter, training
 from prefopt.report.charts import Range, Series, panel, spanning, ticks
 from prefopt.report.verdict import verdict
 from tests.run_folders import (
@@ -391,3 +391,34 @@ def test_the_gates_verdict_is_at_the_top(changed: bool, stale: bool, tmp_path: P
     assert "0.7 (0.65 to 0.75), n = 300" in page.said
     assert ("run the gate again" in page.said) == stale
     assert "<script>" not in text
+
+
+# --- one figure against another ---------------------------------------------------------------------------------------
+
+
+def test_models_of_one_baseline_make_a_frontier(tmp_path: Path) -> None:
+    run = tmp_path / "sweep"
+    for i, (name, gold, kl) in enumerate((("low", 0.2, 9.0), ("mid", 0.5, 3.0), ("high", 0.3, 0.5))):
+        folder_of = write_stage(run, {"kind": "evaluate", "name": f"at-{name}", "suite": "world"}, seconds=i)
+        rows = [figure("gold", gold, 0.1, model=name), figure("kl", kl, 0.2, model=name), figure("gold", 0.1, 0.1, model="sft")]
+        write_json(folder_of / "evaluation.json", {"suite": "world", "model": name, "baseline": "sft", "n": 300, "rows": rows})
+    evaluations = [evidence.evidence(stage) for stage in folder.read(run).stages]
+    found = scatter.frontier(evaluations)
+    assert found is not None
+    assert [mark.name for mark in found.marks] == ["sft", "high", "mid", "low"]
+    assert [mark.x for mark in found.marks] == sorted(mark.x for mark in found.marks)
+    assert min(found.marks, key=lambda mark: mark.y).name == "mid"
+    assert "Reward against distance" in page_of(run)[0].said
+    assert scatter.frontier(evaluations[:1]) is None
+
+
+def test_calibration_is_drawn_as_a_curve(tmp_path: Path) -> None:
+    bins = [{"confidence": 0.5 + i / 10, "accuracy": 0.5 + i / 12, "low": 0.4, "high": 0.95, "n": 40} for i in range(5)]
+    run = write_stage(tmp_path, {"kind": "evaluate", "name": "rm"})
+    rows = [figure("accuracy", 0.7, 0.05, model="rm")]
+    write_json(run / "evaluation.json", {"suite": "pairs", "model": "rm", "n": 200, "rows": rows, "calibration": bins})
+    page, _ = page_of(run)
+    assert "Calibration" in page.said
+    assert page.tags.count("polyline") == 1
+    write_json(run / "evaluation.json", {"suite": "pairs", "model": "rm", "n": 200, "rows": rows, "calibration": [{"confidence": "x"}]})
+    assert "polyline" not in page_of(run)[0].tags
