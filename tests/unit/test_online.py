@@ -20,7 +20,7 @@ from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
-from prefopt.settings import CriticSettings, KLSettings, OnlineSettings, ReferenceSettings, TrainSettings
+from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
 from prefopt.training import online as stream
 from prefopt.training.fit import FitResult
 from prefopt.training.monitor import Judged, Watched
@@ -131,6 +131,27 @@ def test_a_critic_must_read_the_same_tokens(tmp_path: Path) -> None:
     other.save(tmp_path / "rm")
     with pytest.raises(ModelError, match="vocabulary"):
         trained(tmp_path / "run", critic=CriticSettings(path=str(tmp_path / "rm")))
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo", "xpo", "star"])
+@pytest.mark.parametrize("how", ["lora", "bf16"])
+def test_adapters_and_half_precision(method: str, how: str, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"lora": LoraSettings(rank=2)} if how == "lora" else {"train": {"precision": "bf16"}}
+    run(tmp_path, method, **changes)
+    rows = metrics_of(tmp_path)
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    gap = "sampling/sampling_logp_difference/mean"
+    assert all(row[gap] < (1e-5 if how == "lora" else 0.02) for row in rows if gap in row)
+
+
+def test_memory_is_reckoned_for_trees_that_are_parted() -> None:
+    prompt = TokenTree(prompt=np.arange(3, 13, dtype=np.int32), branches=())
+    train = TrainSettings(micro_tokens=100)
+    sizes = [
+        Setup(method=method, train=train, rollout=rollout(method, samples=samples, max_new_tokens=room)).size(prompt)
+        for method, samples, room in (("grpo", 4, 20), ("grpo", 16, 20), ("grpo", 16, 200), ("iterative_dpo", 16, 20))
+    ]
+    assert sizes == [90, 100, 210, 330]
 
 
 def test_the_critic_learns(tmp_path: Path) -> None:

@@ -101,8 +101,11 @@ class Setup:
         return math.ceil(rows / prompts) * self.online.epochs * per_pass
 
     def size(self, tree: TokenTree) -> int:
-        """Positions a row takes at most: its answers may still have to be sampled."""
-        return tree.packed_tokens + (self.rollout.samples * self.rollout.max_new_tokens if self.row.online else 0)
+        """Positions a tree of the row takes at most: answers that are still to be sampled are parted where they are not compared."""
+        if self.row.online is None:
+            return tree.packed_tokens
+        one, whole = (tree.packed_tokens + n * self.rollout.max_new_tokens for n in (1, self.rollout.samples))
+        return whole if "rank" in self.row.online.gives else min(whole, max(one, self.train.micro_tokens))
 
     def check(self) -> None:
         """Refuse combinations that cannot mean what they say.
