@@ -184,6 +184,9 @@ def options(method: Method, recipe: Recipe) -> list[str]:
         value, comment = recipe.values.get(name, ("", ""))
         rows.append((f"`{name}`", f"`{plain(default)}`", f"`{value}`" if value else "", marked(said.get(name) or comment)))
     rows += [(f"`mix.{name}`", f"`{weight:g}`", "", f"weight of the [{name}]({name}.md) term") for name, weight in method.plus.items()]
+    if method.online:
+        own = method.online.settings.items()
+        rows += [(f"`{key}`", f"`{plain(value)}`", "", "see [Reinforcement learning](../reinforcement-learning.md)") for key, value in own]
     rate, given = f"{method.learning_rate:g}".replace("e-0", "e-"), recipe.values.get("learning_rate", ("", ""))[0]
     rows.append(("`train.learning_rate`", f"`{rate}`", f"`{given}`", "full fine-tune of about 7B; small models take more"))
     return ["## Options", "", *table(("option", "default", "recipe", "meaning"), rows)]

@@ -69,6 +69,7 @@ def _lines(name: str, method: Method) -> list[str]:
         f"Learning rate: {method.learning_rate:g} (full fine-tune of a model of about 7B parameters; small models take more)",
         "Options:",
         *(options or ["  none"]),
+        *([f"  {key}={plain(default)}" for key, default in method.online.settings.items()] if method.online else []),
         *plus,
         "Metrics:",
         *(f"  {key}: {text}" for key, text in logged(method)),

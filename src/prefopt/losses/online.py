@@ -55,6 +55,13 @@ class Online:
         return {p.name: p.default for p in inspect.signature(self.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Settings outside the method's own options that it has defaults of its own for."""
+        held: dict[str, Any] = {"kl.coefficient": self.kl, **({"kl.place": self.place} if self.kl else {})}
+        held |= {"kl.estimator": self.estimator} if self.kl and self.place == "loss" else {}
+        return {"rollout.samples": self.samples, **held, "online.whiten": self.whiten, "online.dynamic": self.dynamic}
+
+    @property
     def has_critic(self) -> bool:
         """Whether it reads a critic's values."""
         return "values" in self.arguments
