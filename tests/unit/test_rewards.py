@@ -285,6 +285,11 @@ def test_a_server_that_does_not_understand(serve: Any, status: int, reply: Any, 
         reward.judge([rolled()])
 
 
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(RewardError, match=r"no file nowhere/mine\.py"):
+        FunctionReward("nowhere/mine.py:f", timeout=1.0, retries=0).check([])
+
+
 def test_options_are_checked_where_the_reward_is_built() -> None:
     with pytest.raises(OptionError):
         build(RewardSettings(function="nothing"))

@@ -136,6 +136,8 @@ def load_name(spec: str) -> Any:
     """What "module:name" or "file.py:name" names; a file's folder joins the import path."""
     place, _, name = spec.rpartition(":")
     if place.endswith(".py"):
+        if not os.path.isfile(place):
+            raise FileNotFoundError(f"there is no file {place}")
         folder, file = os.path.split(os.path.abspath(place))
         sys.path.insert(0, folder)
         place = file.removesuffix(".py")
