@@ -123,6 +123,8 @@ class TrainSettings:
     """auto packs prompts and completions as trees where the self-check allows, else pads and says so."""
     compile: bool = False
     """torch.compile the layers."""
+    shard: bool = False
+    """Split weights, gradients and optimizer state over the ranks (FSDP2), for models whose training does not fit one device."""
 
 
 @dataclass(frozen=True, kw_only=True)

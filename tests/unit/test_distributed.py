@@ -2,38 +2,116 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from prefopt.errors import OptionError
 from tests.ranks import together
-from tests.worlds import metrics_of, run
+from tests.worlds import language_model, metrics_of, run
 
 SCRIPT = """
 import sys
 from pathlib import Path
+from prefopt.settings import LoraSettings, ReferenceSettings
+from prefopt.training import fit
+from prefopt.training.fit import Interrupted
 from tests.worlds import run
-for method in sys.argv[2:]:
-    run(Path(sys.argv[1]) / method, method, heldout=5, train={"steps": 3, "save_every": 2})
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+train = {"steps": 3, "save_every": 2, "shard": kind == "shard"}
+for method in sys.argv[3:]:
+    run(folder / method, method, rows=13, heldout=5, train=train)
+if kind == "shard":
+    class Stops:
+        requested = ""
+        __enter__ = lambda self: self
+        __exit__ = lambda *_: None
+    def stopped(after):
+        class Stop(Stops):
+            calls = 0
+            @property
+            def requested(self):
+                Stop.calls += 1
+                return "SIGTERM" if Stop.calls >= after else ""
+        return Stop
+    train = {"steps": 4, "shard": True, "precision": "bf16", "keep_best": "eval/loss", "eval_every": 1}
+    more = {"lora": {"lora": LoraSettings(rank=2, dropout=0.2)}, "sync": {"reference": ReferenceSettings(sync_every=2, sync_rate=0.5)}}
+    for name, changes in more.items():
+        run(folder / name / "straight", heldout=5, train=train, **changes)
+        real, fit.StopRequest = fit.StopRequest, stopped(2)
+        try:
+            run(folder / name / "parts", heldout=5, train=train, **changes)
+        except Interrupted:
+            fit.StopRequest = real
+            run(folder / name / "parts", heldout=5, train=train, **changes)
+            (folder / name / "stopped").write_text("")
 """
 METHODS = ("dpo", "kto", "bco", "reward")
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The runs of two processes, each with all of the weights ("copy") or a half of them ("shard")."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "train.py").write_text(SCRIPT)
-    together(folder / "train.py", str(folder), *METHODS)
-    return folder
+    for kind in ("copy", "shard"):
+        together(folder / "train.py", str(folder / kind), kind, *METHODS)
+    return {kind: folder / kind for kind in ("copy", "shard")}
 
 
+@pytest.mark.parametrize("kind", ["copy", "shard"])
 @pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_train_as_one(method: str, two_ranks: Path, tmp_path: Path) -> None:
-    run(tmp_path, method, heldout=5, train={"steps": 3, "save_every": 2})
-    for mine, theirs in zip(metrics_of(tmp_path), metrics_of(two_ranks / method), strict=True):
+def test_two_ranks_train_as_one(method: str, kind: str, ranks: dict[str, Path], tmp_path: Path) -> None:
+    run(tmp_path, method, rows=13, heldout=5, train={"steps": 3, "save_every": 2})
+    for mine, theirs in zip(metrics_of(tmp_path), metrics_of(ranks[kind] / method), strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
-    one, both = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, two_ranks / method))
+    one, both = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, ranks[kind] / method))
+    assert one.keys() == both.keys()
     for name, weight in one.items():
         torch.testing.assert_close(weight, both[name], atol=2e-4, rtol=2e-4)
+    assert (tmp_path / "model" / "config.json").read_text() == (ranks[kind] / method / "model" / "config.json").read_text()
+
+
+def test_a_split_model_is_written_whole(ranks: dict[str, Path]) -> None:
+    opened = AutoModelForCausalLM.from_pretrained(ranks["shard"] / "dpo" / "model")
+    assert sum(p.numel() for p in opened.parameters()) == sum(p.numel() for p in language_model().model.parameters())
+
+
+@pytest.mark.parametrize("name", ["lora", "sync"])
+def test_a_split_run_that_was_stopped_ends_as_one_that_was_not(name: str, ranks: dict[str, Path]) -> None:
+    straight, parts = (ranks["shard"] / name / part for part in ("straight", "parts"))
+    assert (ranks["shard"] / name / "stopped").exists()
+    assert metrics_of(straight) == metrics_of(parts)
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (straight, parts)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"],
+        ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"],
+    ],
+)
+def test_launchers_start_the_ranks(launcher: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    together(tmp_path / "train.py", str(tmp_path / "two"), "copy", "dpo", command=[sys.executable, "-m", *launcher])
+    run(tmp_path / "one", rows=13, heldout=5, train={"steps": 3, "save_every": 2})
+    for mine, theirs in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two" / "dpo"), strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+        assert mine["loss" if "loss" in mine else "eval/loss"] != 0
+
+
+def test_one_process_has_nothing_to_split_over(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"train.shard: there is one process.*\n.*torchrun"):
+        run(tmp_path, train={"shard": True})
+
+
+def test_what_does_not_go_with_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"train\.optimizer: does not work with train.shard"):
+        run(tmp_path, train={"shard": True, "optimizer": "muon"})

@@ -6,7 +6,9 @@ logps_T = log-prob of target_T at hidden[source_T]             scores_S = score 
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -16,11 +18,37 @@ from prefopt.model.attention import TreeLayout
 from prefopt.model.logprobs import Head, TokenStats, token_logps
 from prefopt.types import Batch
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+METHOD = "prefopt_"
+FORWARDS: dict[str, Callable[..., Any]] = {}
+"""The passes below by name. A model that is split over ranks has them as methods METHOD + name, in which its weights are whole."""
+
+
+def _pass(forward: Callable[P, R]) -> Callable[P, R]:
+    """A pass that goes through the model's own method of its name, where it has one."""
+    FORWARDS[forward.__name__] = forward
+
+    @functools.wraps(forward)
+    def go(*args: P.args, **options: P.kwargs) -> R:
+        method = getattr(base_of(args[0]), METHOD + forward.__name__, None)
+        return forward(*args, **options) if method is None else method(*args[1:], **options)
+
+    return go
+
 
 def base_of(model: Any) -> PreTrainedModel:
     """The transformers model inside wrappers (peft, DDP, torch.compile)."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The decoder layers, in order; empty where the model keeps them where we do not know."""
+    backbone = base_of(model).base_model
+    return list(next((getattr(backbone, name) for name in ("layers", "h") if hasattr(backbone, name)), ()))
 
 
 def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
@@ -59,22 +87,26 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
     return Head(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None), temperature)
 
 
+@_pass
+def logps_and_hidden(model: Any, batch: Batch, *, stats: bool = False, temperature: float = 1.0) -> tuple[TokenStats, torch.Tensor]:
+    """Log-probs [T] of the batch's scored tokens, float32, when logits are divided by `temperature`; the states [T, D] they come from."""
+    hidden_TD = hidden_states(model, batch)[batch.source_T]
+    return token_logps(hidden_TD, batch.target_T, head_of(model, temperature), stats=stats), hidden_TD
+
+
 def policy_logps(model: Any, batch: Batch, *, stats: bool = False, temperature: float = 1.0) -> TokenStats:
-    """Log-probs [T] of the batch's scored tokens, float32, when logits are divided by `temperature`."""
-    return logps_at(model, batch, hidden_states(model, batch)[batch.source_T], stats=stats, temperature=temperature)
+    """The log-probs alone."""
+    return logps_and_hidden(model, batch, stats=stats, temperature=temperature)[0]
 
 
-def logps_at(model: Any, batch: Batch, hidden_TD: torch.Tensor, *, stats: bool = False, temperature: float = 1.0) -> TokenStats:
-    """The same from the hidden states that predict the scored tokens."""
-    return token_logps(hidden_TD, batch.target_T, head_of(model, temperature), stats=stats)
-
-
+@_pass
 def reward_scores(model: Any, batch: Batch) -> torch.Tensor:
     """Scores [S] read at the last token of every sequence, float32; [S, E] of a model with E outputs."""
     hidden = hidden_states(model, batch)[batch.last_S]
     return _scores(model, hidden)
 
 
+@_pass
 def reward_outputs(model: Any, batch: Batch, *, steps: bool, logps: bool) -> dict[str, torch.Tensor]:
     """What a reward model's method reads, from one forward pass, under the names of `View`.
 
@@ -92,6 +124,7 @@ def reward_outputs(model: Any, batch: Batch, *, steps: bool, logps: bool) -> dic
     return found
 
 
+@_pass
 def step_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [J] (or [J, E]) of a process reward model at the labelled step ends, float32."""
     hidden = hidden_states(model, batch)[batch.step_index_J]

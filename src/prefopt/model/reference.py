@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from prefopt.model.forward import base_of, policy_logps
+from prefopt.model.split import like
 from prefopt.types import Batch, TokenTree
 
 
@@ -80,7 +81,7 @@ class FrozenReference:
         """See `Reference`."""
         self._moved = bool(state)
         for name, weight in self.model.named_parameters() if state else ():
-            weight.copy_(state[name])
+            weight.copy_(like(state[name], weight))
 
 
 class AdapterReference:
@@ -131,7 +132,8 @@ class AdapterReference:
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """See `Reference`."""
-        self._adapter = {name: tensor.clone() for name, tensor in state.items()}
+        weights = dict(self.model.named_parameters())
+        self._adapter = {name: like(tensor.clone(), weights[name]) for name, tensor in state.items()}
 
 
 class CachedReference:

@@ -17,6 +17,22 @@ Wrong = tuple[bool, str, str, str]
 """Whether it is wrong, where, what, and how to mend it."""
 
 
+def check_shard(setup: Setup) -> None:
+    """Refuse what does not work on a model that is split over ranks.
+
+    Raises:
+        OptionError: the first such option.
+    """
+    unfit = {
+        "kind": setup.row.online is not None,
+        "reference.cache": setup.reference.cache,
+        "train.compile": setup.train.compile,
+        "train.optimizer": setup.train.optimizer == "muon",
+    }
+    for option in (name for name, given in unfit.items() if given):
+        raise OptionError("does not work with train.shard", where=option, fix="leave one of the two out")
+
+
 def check_online(setup: Setup, online: Online) -> None:
     """Refuse an option that would be ignored, or that breaks what the method rests on.
 

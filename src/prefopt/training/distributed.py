@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from prefopt.errors import TrainingError
 
@@ -48,10 +49,13 @@ def add_up(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
-    """Sum every parameter's gradient over the ranks: losses are already divided by the denominator of the whole step."""
-    if world_size() == 1:
+    """Sum every parameter's gradient over the ranks: losses are already divided by the denominator of the whole step.
+
+    Those of parameters that are split over the ranks have been added up in the backward pass.
+    """
+    named = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    if world_size() == 1 or not named:
         return
-    named = list(parameters)
     touched = torch.tensor([float(p.grad is not None) for p in named], device=_device())
     dist.all_reduce(touched)
     for parameter, ranks in zip(named, touched.tolist(), strict=True):
@@ -73,6 +77,15 @@ def assert_same(parameters: Iterable[torch.Tensor]) -> None:
     dist.all_gather(others, mine)
     if not all(torch.equal(mine, other) for other in others):
         raise TrainingError("the ranks hold different weights", fix="give every rank the same model.path and train.seed")
+
+
+def each(value: str) -> list[str]:
+    """What every rank says, in their order."""
+    if world_size() == 1:
+        return [value]
+    said: list[str] = [""] * world_size()
+    dist.all_gather_object(said, value)
+    return said
 
 
 def wait() -> None:

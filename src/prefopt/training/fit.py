@@ -21,13 +21,14 @@ import torch
 from safetensors import SafetensorError
 
 from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError, did_you_mean
+from prefopt.model.split import like
 from prefopt.pack.plan import Plan
 from prefopt.pack.prepare import Prepared
 from prefopt.pack.shelf import Chain
 from prefopt.rollout.policy import LanguageModel
 from prefopt.rollout.rewards import Reward
 from prefopt.settings import TrackSettings
-from prefopt.training import checkpoint, distributed
+from prefopt.training import checkpoint, distributed, shard
 from prefopt.training.job import Job
 from prefopt.training.loop import NotFinite, train_step
 from prefopt.training.lora import merged
@@ -118,8 +119,10 @@ def fit(
         run.take_best()
         if told := stream.finish():
             progress.say(told)
-    model.model = merged(model.model, out)
+    if setup.train.shard:
+        shard.join(model.model)
     if distributed.rank() == 0:
+        model.model = merged(model.model, out)
         _save(model, out / "model")
     distributed.wait()
     return FitResult(run.at.step, run.at.metrics, out / "model", stopped)
@@ -221,8 +224,8 @@ class Run:
         value = -found[name] if name.endswith("loss") else found[name]
         if self.at.best is None or value > self.at.best:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
+            weights = shard.whole({key: t.detach() for key, t in self.job.optimizer.weights.masters.items()})
             if distributed.rank() == 0:
-                weights = {key: t.detach() for key, t in self.job.optimizer.weights.masters.items()}
                 checkpoint.save(self.checkpoints / "best", self.at.step, weights, {}, keep=1)
         else:
             self.at.waited += 1
@@ -252,16 +255,18 @@ class Run:
         weights = self.job.optimizer.weights
         with torch.no_grad():
             for name, master in weights.masters.items():
-                master.copy_(found.tensors[name])
+                master.copy_(like(found.tensors[name], master))
         weights.publish()
         self.progress.say(f"keeping the weights of step {self.at.best_step}, the best {self.setup.train.keep_best}")
 
     def save(self) -> None:
         """Everything the run needs to go on."""
+        reference = self.job.reference.state() if self.job.reference is not None else {}
+        trained = {f"{name}/{k}": t for name, optimizer in self.job.optimizers.items() for k, t in optimizer.state().items()}
+        tensors = shard.whole(trained)
+        tensors |= shard.whole({f"reference/{k}": t for k, t in reference.items()})
+        generators = distributed.each(checkpoint.generator_state(torch.default_generator))
         if distributed.rank() == 0:
-            reference = self.job.reference.state() if self.job.reference is not None else {}
-            tensors = {f"{name}/{k}": t for name, optimizer in self.job.optimizers.items() for k, t in optimizer.state().items()}
-            tensors |= {f"reference/{k}": t for k, t in reference.items()}
             flow, kept = self.stream.state(self.at.step)
             tensors |= {f"stream/{k}": t for k, t in flow.items()}
             state = {
@@ -269,7 +274,7 @@ class Run:
                 "fingerprint": self.fingerprint(),
                 "progress": dataclasses.asdict(self.at),
                 "shift": {k: list(v) for k, v in self.job.shift.items()},
-                "generator": checkpoint.generator_state(torch.default_generator),
+                "generators": generators,
             }
             checkpoint.save(self.checkpoints, self.at.step, tensors, state)
         distributed.wait()
@@ -293,7 +298,8 @@ class Run:
         self.stream.load(_under("stream/", found.tensors), found.state["stream"])
         self.at = Progressed(**found.state["progress"])
         self.job.shift = {k: Stat(*v) for k, v in found.state["shift"].items()}
-        checkpoint.set_generator_state(torch.default_generator, found.state["generator"])
+        generators = found.state["generators"]
+        checkpoint.set_generator_state(torch.default_generator, generators[distributed.rank() % len(generators)])
         self.progress.say(f"going on from step {self.at.step} of {self.total}")
 
     def fingerprint(self) -> str:

@@ -15,13 +15,14 @@ from prefopt.losses.methods import Method
 from prefopt.losses.policy import kl_penalty
 from prefopt.losses.reduce import Term, count
 from prefopt.losses.value import value_clip
-from prefopt.model.forward import hidden_states, logps_at, reward_outputs
+from prefopt.model.forward import logps_and_hidden, reward_outputs
 from prefopt.model.reference import Reference
 from prefopt.pack.plan import micro_batches, share
 from prefopt.training import distributed
 from prefopt.training.critic import Critic
 from prefopt.training.memory import Load
 from prefopt.training.optim import Optimizer
+from prefopt.training.shard import as_many
 from prefopt.types import Batch, Stat, TokenTree
 
 
@@ -47,6 +48,7 @@ class Job:
     micro_tokens: int
     load: Load
     padded: bool = False
+    sharded: bool = False
     learns_RE: Tensor | None = None
     """Of a reward model with several outputs, which of them learn from each row of the data (by `TokenTree.index`), bool."""
     looking_at: Batch | None = None
@@ -64,7 +66,8 @@ class Job:
     def batches(self, trees: Sequence[TokenTree]) -> list[Batch]:
         """This rank's share of the trees, cut into forward passes."""
         mine = share(trees, distributed.rank(), distributed.world_size())
-        return [self.lay_out(micro) for micro in micro_batches(mine, self.micro_tokens, padded=self.padded)]
+        batches = [self.lay_out(micro) for micro in micro_batches(mine, self.micro_tokens, padded=self.padded)]
+        return as_many(batches, lambda: self.lay_out(trees[:1])) if self.sharded else batches
 
     def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Denominators: how many of each unit the whole step holds over all ranks; and its positions and pairs, for the speed."""
@@ -86,9 +89,8 @@ class Job:
             learns = None if self.learns_RE is None else self.learns_RE[batch.index_P[batch.prompt_S]]
             return View(batch=batch, learns_SE=learns, **found)
         reference = self.reference.logps(batch) if self.reference is not None else None
-        hidden_TD = hidden_states(self.model, batch)[batch.source_T]
         measured = stats or self.method.needs_collision or self.entropy > 0
-        out = logps_at(self.model, batch, hidden_TD, stats=measured, temperature=self.temperature)
+        out, hidden_TD = logps_and_hidden(self.model, batch, stats=measured, temperature=self.temperature)
         return View(
             batch=batch,
             logps_T=out.logps_T,

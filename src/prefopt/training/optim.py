@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.errors import OptionError, TrainingError
+from prefopt.model.split import full, like
 from prefopt.settings import TrainSettings
 
 COSINE_FLOOR = 0.1
@@ -162,7 +163,7 @@ class Optimizer:
         """
         masters = list(self.weights.masters.values())
         gradients = [p.grad for p in masters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = full(torch.nn.utils.get_total_norm(gradients))
         if torch.isfinite(norm):
             if self.grad_clip > 0:
                 torch.nn.utils.clip_grads_with_norm_(masters, self.grad_clip, norm)
@@ -194,12 +195,12 @@ class Optimizer:
         self._check(slots)
         with torch.no_grad():
             for name, master in self.weights.masters.items():
-                master.copy_(slots[name].pop("weight"))
+                master.copy_(like(slots[name].pop("weight"), master))
         self.weights.publish()
         names = {master: name for name, master in self.weights.masters.items()}
         for optimizer in self.optimizers:
-            order = [names[p] for group in optimizer.param_groups for p in group["params"]]
-            saved = {i: {slot: t.clone() for slot, t in slots[name].items()} for i, name in enumerate(order) if slots[name]}
+            order = [p for group in optimizer.param_groups for p in group["params"]]
+            saved = {i: {slot: like(t.clone(), p) for slot, t in slots[names[p]].items()} for i, p in enumerate(order) if slots[names[p]]}
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
 
     def _check(self, slots: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -14,7 +14,7 @@ import torch
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS, Method
 from prefopt.model.attention import NAME, packed_attention
-from prefopt.model.forward import base_of
+from prefopt.model.forward import base_of, layers_of
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
 from prefopt.model.room import free_memory
@@ -32,8 +32,8 @@ from prefopt.settings import (
     RolloutSettings,
     TrainSettings,
 )
-from prefopt.training import distributed
-from prefopt.training.checks import check_online
+from prefopt.training import distributed, shard
+from prefopt.training.checks import check_online, check_shard
 from prefopt.training.critic import build_critic
 from prefopt.training.job import Job, Penalty
 from prefopt.training.lora import add_adapter
@@ -125,6 +125,8 @@ class Setup:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
         if self.reference.cache and self.reference.sync_every:
             raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
+        if self.train.shard:
+            check_shard(self)
         if self.reference.cache and self.row.coupling == "mismatched_kl":
             fix = "set reference.cache=false"
             raise OptionError(
@@ -152,14 +154,18 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         model.model = add_adapter(base_of(model.model), setup.lora, scorer=setup.row.reads == "scores", seed=setup.train.seed)
     precision = choose_precision(setup.train, model)
     load = fitting_load(setup, model, trees, precision)
-    optimizer = Optimizer(model.model, setup.train, setup.learning_rate, precision)
-    distributed.assert_same(optimizer.weights.masters.values())
+    distributed.assert_same(model.model.parameters())
+    twin = None
+    if setup.train.shard:
+        twin = copy.deepcopy(model.model) if setup.row.needs_reference and not setup.lora.rank and not setup.reference.path else None
+        shard.split(model.model, precision)
+    optimizer = Optimizer(model.model, setup.train, setup.learning_rate, "fp32" if setup.train.shard else precision)
     model.model.train()
     if setup.train.compile:
         compile_layers(base_of(model.model))
     lay_out = stack.enter_context(model.laid_out(layout, "judged" if setup.row.data == "judgements" else setup.pairs))
     micros = passes(trees, setup.train.micro_tokens, padded=layout == "padded")
-    reference = build_reference(setup, model, trees, micros, lay_out, stack) if setup.needs_reference else None
+    reference = build_reference(setup, model, trees, micros, lay_out, stack, twin) if setup.needs_reference else None
     job = Job(
         method=setup.row,
         options=setup.options,
@@ -170,6 +176,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         micro_tokens=setup.train.micro_tokens,
         load=load,
         padded=layout == "padded",
+        sharded=setup.train.shard,
         learns_RE=who_learns(setup, trees, model.device),
         **(_online(setup, model, precision) if setup.row.online else {}),
     )
@@ -226,8 +233,8 @@ def compile_layers(base: Any) -> None:
     Raises:
         ModelError: the model keeps its layers where we do not know.
     """
-    layers = next((getattr(base.base_model, name) for name in ("layers", "h") if hasattr(base.base_model, name)), None)
-    if layers is None:
+    layers = layers_of(base)
+    if not layers:
         raise ModelError(f"{type(base).__name__} has no list of layers to compile", where="train.compile", fix="set train.compile=false")
     for layer in layers:
         layer.compile(dynamic=True)
@@ -251,6 +258,9 @@ def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree],
         reference=sum(p.numel() for p in base.parameters()) if copied else 0,
         checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in base.modules()),
     )
+    if setup.train.shard:
+        ranks = distributed.world_size()
+        load = replace(load, **{name: getattr(load, name) // ranks for name in ("parameters", "trained", "reference")})
     require(load, free_memory(model.device), loaded=load.stored)
     return load
 
@@ -288,11 +298,22 @@ def choose_precision(train: TrainSettings, model: LanguageModel) -> str:
 
 
 def build_reference(
-    setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], micros: Iterable[Sequence[TokenTree]], lay_out: Any, stack: ExitStack
+    setup: Setup,
+    model: LanguageModel,
+    trees: Sequence[TokenTree],
+    micros: Iterable[Sequence[TokenTree]],
+    lay_out: Any,
+    stack: ExitStack,
+    twin: Any = None,
 ) -> Reference:
-    """The reference the settings ask for; without a path it is the policy as it starts, in the same precision."""
-    if setup.reference.path is not None:
-        frozen = _other_model(setup.reference.path, model)
+    """The reference the settings ask for; without a path it is the policy as it starts, in the same precision.
+
+    `twin` is a copy of the policy taken before it was split over ranks, when it is.
+    """
+    if setup.reference.path is not None or twin is not None:
+        frozen = _other_model(setup.reference.path, model) if setup.reference.path is not None else twin
+        if setup.train.shard:
+            shard.split(frozen, choose_precision(setup.train, model))
         if setup.train.compile:
             compile_layers(frozen)
         if base_of(model.model).config._attn_implementation == NAME:
