@@ -56,6 +56,12 @@ class Refused(PrefoptError):
     exit_code = 1
 
 
+class Undecided(PrefoptError):
+    """A check that the evidence does not decide (exit code 3)."""
+
+    exit_code = 3
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The closest of `known` as a question, or the whole list when none is close."""
     options = sorted(known)

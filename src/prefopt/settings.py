@@ -316,6 +316,40 @@ class MonitorSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateRule:
+    """What one metric has to be, beyond doubt, for a model to ship."""
+
+    metric: str
+    """Required. As evaluations call it: win_rate, refusal, over_refusal, length_words, ..."""
+    slice: str = "all"
+    """The part of the data."""
+    compare: Literal["value", "difference", "ratio"] = "value"
+    """value: the metric of the model; difference: less that of the baseline; ratio: divided by that of the baseline."""
+    at_least: float | None = None
+    """The metric is at least this. A rule has either at_least or at_most."""
+    at_most: float | None = None
+    """The metric is at most this."""
+    min_n: Size = 30
+    """Observations below which nothing is decided."""
+    confidence: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Of this rule; the gate's when not given."""
+    stage: str | None = None
+    """The evaluate stage it reads, where several measure the metric."""
+    required: bool = True
+    """Whether a run that does not measure the metric is refused; otherwise the rule is told as not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """What a gate asks of all its rules together."""
+
+    confidence: Annotated[float, Gt(0), Lt(1)] = 0.95
+    """Chance that no rule passes falsely (Holm's correction over the rules)."""
+    power: Annotated[float, Gt(0), Lt(1)] = 0.8
+    """Chance of a decision at the sample size that an undecided rule is told to need."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackSettings:
     """Where metrics go besides metrics.jsonl."""
 

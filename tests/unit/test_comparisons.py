@@ -225,7 +225,14 @@ def test_a_bound_without_a_standard_error() -> None:
     assert bound_p_values(skewed, 0.8)[1] == pytest.approx(0.025, abs=1e-6)
     assert bound_p_values(skewed, 0.4)[0] == pytest.approx(0.025, abs=1e-6)
     assert all(math.isnan(p) for p in bound_p_values(Interval(0.5, math.nan, math.nan, 10, "none"), 0.4))
-    assert bound_p_values(Interval(0.5, 0.5, 0.5, 9, "t", std_error=0.0), 0.4) == (0.0, 1.0)
+
+
+def test_observations_that_are_all_alike_prove_little() -> None:
+    same = clustered_mean([0.0] * 40)
+    assert bound_p_values(same, -0.05) == (pytest.approx(0.95**40), 1.0)
+    assert bound_p_values(same, 0.05) == (1.0, pytest.approx(0.95**40))
+    assert bound_p_values(same, 0.0) == (1.0, 1.0)
+    assert bound_p_values(clustered_mean([0.0] * 40, [i // 4 for i in range(40)]), -0.05)[0] == pytest.approx(0.95**10)
 
 
 # --- how many -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 import prefopt
+from prefopt.cli.gate import leave
 from prefopt.errors import OptionError
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Options, such as train.steps=100.")]
@@ -72,6 +74,9 @@ def _run(path: Path, settings: list[str], out: Path) -> None:
     for outputs in finished.outputs.values():
         if "report" in outputs:
             typer.echo(f"report: {os.path.normpath(outputs['report'])}")
+    for outputs in finished.outputs.values():
+        if "verdict" in outputs:
+            leave(str(json.loads(Path(outputs["verdict"]).read_text(encoding="utf-8"))["verdict"]), outputs["verdict"])
 
 
 def recipes() -> Path:

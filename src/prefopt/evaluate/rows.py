@@ -54,6 +54,11 @@ class Figure:
     data_sha256: str = ""
     """Of the data it was measured on."""
 
+    @property
+    def interval(self) -> Interval:
+        """The figure without its names."""
+        return Interval(*(getattr(self, name) for name in Interval._fields))
+
 
 def figure(metric: str, interval: Interval, *, model: str, **more: Any) -> Figure:
     """An interval as a row; `more` are other fields of `Figure`."""

@@ -154,6 +154,14 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """Whether the model of the evaluations before may ship."""
+
+    policy: str | None = None
+    """A YAML file of rules; the built-in ones when not given (`prefopt gate --show-default`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoOptions:
     """A kind without options of its own."""
 
@@ -197,6 +205,7 @@ KINDS: dict[str, Kind] = {
             rollout=RolloutSettings,
             judge=JudgeSettings,
         ),
+        _kind("gate", ("verdict",), GateOptions, reads_run=True),
         _kind("report", ("report",), NoOptions, reads_run=True),
     )
 }

@@ -25,7 +25,7 @@ from prefopt.pipeline.recipe import Recipe, Stage
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
 _INPUTS |= {"reward": ("model", "function"), "critic": ("path",), "monitor": ("evaluator",)}
 """The settings that name files; among a kind's own options these do."""
-_OPTION_INPUTS = ("baseline", "reference", "members")
+_OPTION_INPUTS = ("baseline", "reference", "members", "policy")
 
 Say = Callable[[str], None]
 

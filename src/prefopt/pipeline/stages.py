@@ -255,8 +255,17 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         false_positive_rate=options.false_positive_rate,
         formats=options.formats,
     )
-    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256}
+    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256, "models": {s.path: s.sha256 for s in subjects}}
     return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))
+
+
+def gate(stage: Stage, folder: Path, context: Context) -> Done:
+    """Whether the model of the evaluations before may ship."""
+    from prefopt.pipeline import gate as gates
+
+    policy = gates.read_policy(Path(stage.options["policy"]) if stage.options["policy"] else None)
+    outcome = gates.decide(context.run, policy, names=context.before, write=folder / "gate.json")
+    return Done({"verdict": "gate.json"}, {"verdict": outcome.verdict}, "\n".join(gates.lines(outcome)))
 
 
 def report(stage: Stage, folder: Path, context: Context) -> Done:
@@ -275,6 +284,7 @@ RUN: dict[str, Callable[[Stage, Path, Context], Done]] = {
     "ensemble": ensemble,
     "label": label,
     "evaluate": evaluate,
+    "gate": gate,
     "report": report,
 }
 """Kind -> what it does; every other kind is a method and trains."""

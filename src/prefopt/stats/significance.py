@@ -97,7 +97,8 @@ def bound_p_values(estimate: Interval, bound: float) -> tuple[float, float]:
 
     Wilson's intervals are inverted score tests, z = (p - bound) sqrt(n / (bound (1 - bound))), with the effective n where one was used;
     others use t = (value - bound) / std_error with `df`; where there is no standard error, the interval's reach on the bound's side
-    divided by its normal quantile stands in.
+    divided by its normal quantile stands in. Where n observations are all alike the standard error is 0 and proves little: a share
+    that differs from what was seen by g shows in none of them with chance (1 - g)^n, and that is the p-value.
 
     Args:
         estimate: with its interval.
@@ -114,7 +115,8 @@ def bound_p_values(estimate: Interval, bound: float) -> tuple[float, float]:
     if not np.isfinite(error):
         return float("nan"), float("nan")
     if error == 0:
-        return (0.5, 0.5) if gap == 0 else (float(gap < 0), float(gap > 0))
+        unseen = (1 - min(1.0, abs(gap))) ** (min(df + 1, estimate.n) or 1)
+        return (1.0, 1.0) if gap == 0 else (unseen, 1.0) if gap > 0 else (1.0, unseen)
     law = stats.t(df) if np.isfinite(df) else stats.norm
     return float(law.sf(gap / error)), float(law.cdf(gap / error))
 

@@ -1,0 +1,70 @@
+"""gate: may this model ship?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prefopt.errors import OptionError, Refused, Undecided
+
+
+def gate(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder, an evaluation's, or an evaluation.json.", show_default=False)] = None,
+    policy: Annotated[Path | None, typer.Option(help="The rules, a YAML file.", show_default="built in")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the verdict.", show_default="RUN/gate.json")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only ask whether the verdict that is there still holds.")] = False,
+    show_default: Annotated[bool, typer.Option("--show-default", help="Print the built-in rules, to copy and change.")] = False,
+) -> None:
+    """Decide whether a model may ship, by declared rules over its evaluations.
+
+    Each rule passes, fails or is inconclusive with stated confidence; RUN/gate.json keeps the verdict with the rules' text and the hashes
+    of everything it rests on.
+
+    Exit code 0: pass. 1: fail, or with --check a verdict that no longer holds. 3: inconclusive.
+
+    Example: prefopt gate runs/quickstart --policy gate.yaml
+    """
+    from prefopt.pipeline import gate as gates
+
+    if show_default:
+        typer.echo(gates.DEFAULT.read_text(encoding="utf-8"), nl=False)
+        return
+    if run is None:
+        raise OptionError("which run?", where="RUN", fix="give the folder of a run with an evaluate stage, as in prefopt gate runs/x")
+    place = out or (run if run.is_dir() else run.parent) / "gate.json"
+    rules = gates.read_policy(policy)
+    if check:
+        _check(place, rules if policy else None)
+        return
+    if place.is_file() and (moved := gates.changed(place, rules)):
+        typer.echo(f"the earlier verdict no longer holds: changed since are {', '.join(moved)}")
+    outcome = gates.decide(run, rules, write=place)
+    typer.echo("\n".join([*gates.lines(outcome), f"verdict: {place}"]))
+    leave(outcome.verdict, str(place))
+
+
+def _check(place: Path, policy: object) -> None:
+    from prefopt.pipeline import gate as gates
+    from prefopt.pipeline.record import read_json
+
+    moved = gates.changed(place, policy)  # type: ignore[arg-type]
+    if moved:
+        raise Refused(f"the verdict no longer holds: changed since are {', '.join(moved)}", where=str(place), fix="run the gate again")
+    found = read_json(place)
+    typer.echo(f"{found['verdict']}, decided {found['decided']}, still holds")
+    leave(found["verdict"], str(place))
+
+
+def leave(verdict: str, place: str) -> None:
+    """End with the exit code of a verdict.
+
+    Raises:
+        Refused: it failed.
+        Undecided: it is inconclusive.
+    """
+    if verdict == "FAIL":
+        raise Refused("the gate fails", where=place, fix="the rules marked FAIL say why")
+    if verdict != "PASS":
+        raise Undecided("the gate is inconclusive", where=place, fix="the rules marked INCONCLUSIVE say how many observations would decide")

@@ -1,0 +1,212 @@
+"""The gate: verdicts follow from the figures, sample sizes decide, old verdicts go stale, and every wrong input is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefopt.cli import run
+from prefopt.errors import DataError, OptionError
+from prefopt.evaluate.gate import Evidence, Outcome, Placed, judge
+from prefopt.evaluate.rows import Figure, figure, to_json
+from prefopt.pipeline import gate as gates
+from prefopt.settings import GateRule, GateSettings
+from prefopt.stats import clustered_mean, score_rate
+
+WIN = "rules:\n  - metric: win_rate\n    at_least: 0.5\n    min_n: 100\n"
+HASHES = {"model_sha256": "aa", "baseline_sha256": "bb", "data_sha256": "dd"}
+
+
+def shares(metric: str, mine: Any, theirs: Any, part: str = "all") -> list[Figure]:
+    """Both models' shares and their paired difference, as a suite writes them."""
+    mine, theirs = np.asarray(mine, float), np.asarray(theirs, float)
+    own = figure(metric, score_rate(mine), model="dpo", slice=part, model_sha256="aa", data_sha256="dd")
+    other = figure(metric, score_rate(theirs), model="sft", slice=part, model_sha256="bb", data_sha256="dd")
+    return [own, other, figure(metric, clustered_mean(mine - theirs), model="dpo", slice=part, difference_from="sft", **HASHES)]
+
+
+def wins(won: int, lost: int) -> Figure:
+    return figure("win_rate", score_rate([1.0] * won + [0.0] * lost), model="dpo", **HASHES)
+
+
+def decided(rows: list[Figure], *rules: GateRule, **settings: Any) -> Outcome:
+    placed = [Placed(rule, f"gate.yaml:{i}") for i, rule in enumerate(rules)]
+    return judge(placed, GateSettings(**settings), [Evidence("evaluate", "dpo", "sft", rows)])
+
+
+def write_run(folder: Path, rows: list[Figure], stage: str = "evaluate") -> Path:
+    (folder / stage).mkdir(parents=True, exist_ok=True)
+    found = {"suite": "truth", "model": "dpo", "baseline": "sft", "n": 1, "rows": [to_json(row) for row in rows]}
+    (folder / stage / "evaluation.json").write_text(json.dumps(found))
+    return folder
+
+
+BETTER = GateRule(metric="win_rate", at_least=0.5)
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "verdict"),
+    [(240, 160, "PASS"), (160, 240, "FAIL"), (205, 195, "INCONCLUSIVE"), (217, 183, "PASS"), (216, 184, "INCONCLUSIVE")],
+)
+def test_a_bound_on_a_win_rate(won: int, lost: int, verdict: str) -> None:
+    """One-sided 5%: 400 answers need a z of 1.645, so 216.45 wins."""
+    assert decided([wins(won, lost)], BETTER).verdict == verdict
+
+
+def test_holm_over_the_rules() -> None:
+    rows = [wins(217, 183), *(Figure(**{**to_finite(wins(217, 183)), "metric": f"m{i}"}) for i in range(3))]
+    rules = [GateRule(metric=name, at_least=0.5) for name in ("win_rate", "m0", "m1", "m2")]
+    assert decided(rows[:1], *rules[:1]).verdict == "PASS"
+    assert decided(rows, *rules).verdict == "INCONCLUSIVE"
+    assert decided(rows, *rules).findings[0].p == pytest.approx(4 * decided(rows[:1], rules[0]).findings[0].p)
+
+
+def to_finite(row: Figure) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in Figure.__dataclass_fields__}
+
+
+def test_the_needed_size_decides() -> None:
+    """More of the same answers: at the size it names the rule is decided with the power it names, here nearly surely by the mean."""
+    undecided = decided([wins(108, 92)], BETTER).findings[0]
+    assert undecided.status == "INCONCLUSIVE"
+    assert undecided.needed == math.ceil(((1.6449 + 0.8416) * 0.5 / 0.04) ** 2)
+    assert str(f"{undecided.needed:,}") in undecided.reason
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(200):
+        won = int(rng.binomial(undecided.needed, 0.54))
+        passed += decided([wins(won, undecided.needed - won)], BETTER).verdict == "PASS"
+    assert passed / 200 == pytest.approx(0.8, abs=0.09)
+    assert decided([wins(100, 100)], BETTER).findings[0].needed is None
+
+
+def test_paired_differences_and_ratios() -> None:
+    rng = np.random.default_rng(0)
+    theirs = (rng.random(400) < 0.9).astype(float)
+    mine = np.where(rng.random(400) < 0.02, 1 - theirs, theirs)
+    rows = shares("refusal", mine, theirs, "harmful")
+    safe = GateRule(metric="refusal", slice="harmful", compare="difference", at_least=-0.05)
+    assert decided(rows, safe).verdict == "PASS"
+    assert decided(rows, safe).findings[0].estimate.method == "t"
+    unpaired = decided(rows[:2], safe).findings[0]
+    assert unpaired.estimate.method == "unpaired difference"
+    assert unpaired.estimate.std_error > 2 * decided(rows, safe).findings[0].estimate.std_error
+    words = rng.integers(20, 60, 400).astype(float)
+    longer = shares_of_words(words * 1.5, words)
+    short = GateRule(metric="length_words", compare="ratio", at_most=1.25)
+    found = decided(longer, short).findings[0]
+    assert found.status == "FAIL"
+    assert found.estimate.value == pytest.approx(1.5)
+    assert decided(shares_of_words(words * 1.1, words), short).verdict == "PASS"
+
+
+def shares_of_words(mine: np.ndarray, theirs: np.ndarray) -> list[Figure]:
+    own = figure("length_words", clustered_mean(mine), model="dpo", model_sha256="aa", data_sha256="dd")
+    other = figure("length_words", clustered_mean(theirs), model="sft", model_sha256="bb", data_sha256="dd")
+    return [own, other, figure("length_words", clustered_mean(mine - theirs), model="dpo", difference_from="sft", **HASHES)]
+
+
+def test_equal_answers_prove_little_when_they_are_few() -> None:
+    safe = GateRule(metric="refusal", compare="difference", at_least=-0.05)
+    assert decided(shares("refusal", [1.0] * 40, [1.0] * 40), safe).verdict == "INCONCLUSIVE"
+    assert decided(shares("refusal", [1.0] * 100, [1.0] * 100), safe).verdict == "PASS"
+
+
+def test_too_few_or_no_interval_is_inconclusive_and_says_so() -> None:
+    few = decided([wins(20, 0)], BETTER).findings[0]
+    assert (few.status, few.needed) == ("INCONCLUSIVE", 30)
+    assert "n is 20, below the rule's min_n of 30" in few.reason
+    bare = Figure(metric="win_rate", value=0.9, low=math.nan, high=math.nan, n=500, method="", model="dpo")
+    assert "no measure of uncertainty" in decided([bare], BETTER).findings[0].reason
+
+
+def test_not_measured_is_told_or_refused() -> None:
+    extra = GateRule(metric="perplexity", at_most=9.0, required=False)
+    outcome = decided([wins(300, 100)], BETTER, extra)
+    assert [f.status for f in outcome.findings] == ["PASS", "NOT MEASURED"]
+    assert outcome.verdict == "PASS"
+    assert decided([wins(300, 100)], extra).verdict == "INCONCLUSIVE"
+    with pytest.raises(DataError, match=r"'win_rat'.*\n.*did you mean 'win_rate'"):
+        decided([wins(1, 1)], GateRule(metric="win_rat", at_least=0.5))
+    with pytest.raises(DataError, match="slice 'harmfull'"):
+        decided(shares("refusal", [1, 0], [1, 0], "harmful"), GateRule(metric="refusal", slice="harmfull", at_least=0.5))
+
+
+def test_mismatches_are_refused() -> None:
+    rows = shares("refusal", [1, 0] * 50, [1, 0] * 50)
+    other = Evidence("other", "dpo", "base", [figure("kl", clustered_mean([1.0, 2.0]), model="dpo", model_sha256="zz")])
+    rule, kl = Placed(GateRule(metric="refusal", at_least=0.1), "a"), Placed(GateRule(metric="kl", at_most=9.0, min_n=1), "b")
+    with pytest.raises(DataError, match="different models"):
+        judge([rule, kl], GateSettings(), [Evidence("e", "dpo", "sft", rows), other])
+    with pytest.raises(DataError, match="several evaluations measure refusal: e, f"):
+        judge([rule], GateSettings(), [Evidence("e", "dpo", "sft", rows), Evidence("f", "dpo", "sft", rows)])
+    elsewhere = Figure(**{**to_finite(rows[1]), "data_sha256": "ee"})
+    difference = GateRule(metric="refusal", compare="difference", at_least=-0.1)
+    with pytest.raises(DataError, match="different data"):
+        decided([rows[0], elsewhere], difference)
+    with pytest.raises(DataError, match="no baseline"):
+        judge([Placed(difference, "a")], GateSettings(), [Evidence("e", "dpo", "", rows)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "rules"), ("rules: []", "rules"), ("rule: 3\nrules: [{metric: x, at_least: 1}]", "unknown key"),
+        ("rules: [{metric: x}]", "one bound"), ("rules: [{metric: x, at_least: 1, at_most: 2}]", "one bound"),
+        ("rules: [{at_least: 1}]", "metric"), ("rules: [{metric: x, atleast: 1}]", "at_least"),
+        ("rules: [{metric: x, at_most: high}]", "a number"), ("rules: [{metric: x, compare: ratio, at_most: 0}]", "above 0"),
+        ("confidence: 95\nrules: [{metric: x, at_most: 1}]", "below 1"),
+    ],
+)  # fmt: skip
+def test_a_policy_is_checked(text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        gates.parse_policy(text, "gate.yaml")
+
+
+def test_the_default_policy_reads() -> None:
+    assert [placed.rule.metric for placed in gates.read_policy().rules][:3] == ["win_rate", "refusal", "over_refusal"]
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "gate.yaml"
+    policy.write_text(WIN)
+    for won, code in ((300, 0), (100, 1), (205, 3)):
+        place = write_run(tmp_path / str(won), [wins(won, 400 - won)])
+        assert run(["gate", str(place), "--policy", str(policy)]) == code
+    said = capsys.readouterr()
+    assert "PASS: 1 of 1 rules hold" in said.out
+    assert "observations would decide" in said.out
+    assert len(said.err.splitlines()) <= 4
+    place = tmp_path / "300"
+    found = json.loads((place / "gate.json").read_text())
+    assert found["policy"]["text"] == WIN
+    assert found["rules"][0]["estimate"]["value"] == 0.75
+    assert run(["gate", str(place), "--check"]) == 0
+    write_run(place, [wins(301, 99)])
+    assert run(["gate", str(place), "--check"]) == 1
+    assert "evaluate/evaluation.json" in capsys.readouterr().err
+    assert run(["gate", str(place), "--policy", str(policy)]) == 0
+    assert "no longer holds" in capsys.readouterr().out
+    policy.write_text(WIN.replace("0.5", "0.6"))
+    assert run(["gate", str(place), "--policy", str(policy), "--check"]) == 1
+    write_run(place, [wins(301, 99)], stage="second")
+    assert run(["gate", str(place), "--check"]) == 1
+    assert run(["gate", str(tmp_path / "none")]) == 2
+    assert run(["gate"]) == 2
+    assert run(["gate", str(place), "--policy", str(tmp_path / "no.yaml")]) == 2
+    assert run(["gate", "--show-default"]) == 0
+
+
+def simulated(rate: float, runs: int, n: int = 400) -> float:
+    rng = np.random.default_rng(0)
+    return float(np.mean([decided([wins(won, n - won)], BETTER).verdict == "PASS" for won in rng.binomial(n, rate, size=runs).tolist()]))
+
+
+def test_equal_policies_rarely_pass_and_better_ones_do() -> None:
+    assert simulated(0.5, 500) <= 0.05 + 0.02
+    assert simulated(0.6, 200) >= 0.9
