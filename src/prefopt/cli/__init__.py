@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from prefopt import __version__
-from prefopt.cli import data, evaluate, gate, look, runs, use, verify
+from prefopt.cli import arena, data, evaluate, gate, look, runs, use, verify
 from prefopt.errors import PrefoptError
 
 USAGE, FAULT, INTERRUPTED = 2, 4, 130
@@ -32,6 +32,7 @@ for _command in (
     use.score,
     evaluate.evaluate,
     gate.gate,
+    arena.arena,
     look.methods,
     look.doctor,
     look.report,

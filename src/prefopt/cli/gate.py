@@ -17,10 +17,10 @@ def gate(
     check: Annotated[bool, typer.Option("--check", help="Only ask whether the verdict that is there still holds.")] = False,
     show_default: Annotated[bool, typer.Option("--show-default", help="Print the built-in rules, to copy and change.")] = False,
 ) -> None:
-    """Decide whether a model may ship, by declared rules over its evaluations.
+    """Decide whether a model may ship.
 
-    Each rule passes, fails or is inconclusive with stated confidence; RUN/gate.json keeps the verdict with the rules' text and the hashes
-    of everything it rests on.
+    Declared rules over its evaluations each pass, fail or are inconclusive with stated confidence; RUN/gate.json keeps the verdict with the
+    rules' text and the hashes of everything it rests on.
 
     Exit code 0: pass. 1: fail, or with --check a verdict that no longer holds. 3: inconclusive.
 

@@ -1,0 +1,104 @@
+"""The arena: ratings and ranks from files, ranks only where the data allow, and every wrong input is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from prefopt.cli import run
+from prefopt.evaluate import arena as arenas
+
+STRENGTH = {"strong": 2.0, "middling": 0.05, "also middling": 0.0, "<script>weak</script>": -2.0}
+
+
+def battles(n: int = 1600) -> list[dict[str, Any]]:
+    rng, names, rows = np.random.default_rng(0), list(STRENGTH), []
+    for k in range(n):
+        a, b = (names[i] for i in rng.permutation(len(names))[:2])
+        p = 1 / (1 + np.exp(STRENGTH[b] - STRENGTH[a]))
+        winner = "tie" if rng.random() < 0.1 else "model_a" if rng.random() < p else "model_b"
+        rows.append({"model_a": a, "model_b": b, "winner": winner, "prompt": f"p{k % 200}"})
+    return rows
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_ranks_are_claimed_where_the_data_allow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["arena", str(write(tmp_path / "b.jsonl", battles())), "--out", str(tmp_path / "out"), "--draws", "200"]) == 0
+    found = json.loads((tmp_path / "out" / "arena.json").read_text())
+    assert [s["model"] for s in found["standings"]][::3] == ["strong", "<script>weak</script>"]
+    assert [s["ranks"] for s in found["standings"]] == [[1, 1], [2, 3], [2, 3], [4, 4]]
+    assert found["prompts"] == 200
+    assert "clustered" in found["standings"][0]["method"]
+    assert np.mean([s["rating"] for s in found["standings"]]) == pytest.approx(1000)
+    assert all(s["low"] < s["rating"] < s["high"] for s in found["standings"])
+    assert sum(s["battles"] for s in found["standings"]) == 2 * 1600
+    page = (tmp_path / "out" / "arena.html").read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    assert "2 to 3" in capsys.readouterr().out
+
+
+def test_winners_in_every_spelling() -> None:
+    row = {"model_a": "x", "model_b": "y"}
+    told = {"a": 1, "b": 0, "tie": 0.5, "model_a": 1, "model_b": 0, "tie (bothbad)": 0.5, "x": 1, "y": 0, 1: 1, 0.5: 0.5}
+    assert [arenas._battle({**row, "winner": w}, "here").score for w in told] == list(told.values())
+
+
+def test_a_round_robin_of_scored_answers(tmp_path: Path) -> None:
+    rng, files = np.random.default_rng(0), []
+    for name, skill in (("good", 0.6), ("fair", 0.3), ("poor", 0.0)):
+        rows = [{"prompt": f"p{i}", "completions": ["."], "scores": [skill + rng.normal()]} for i in range(100 if name != "poor" else 60)]
+        files.append(write(tmp_path / f"{name}.jsonl", rows))
+    found = arenas.rate(arenas.read(files), ties="half", ridge=0.0, draws=100, confidence=0.95, seed=0)
+    assert found.battles == 100 + 60 + 60
+    assert found.standings[0].model == "good"
+
+
+@pytest.mark.parametrize("ties", ["half", "davidson", "rao_kupper"])
+def test_tie_models(tmp_path: Path, ties: str) -> None:
+    place = write(tmp_path / "b.jsonl", battles(400))
+    assert run(["arena", str(place), "--ties", ties, "--draws", "100", "--out", str(tmp_path / "o")]) == 0
+    assert (json.loads((tmp_path / "o" / "arena.json").read_text())["tie"] is None) == (ties == "half")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"model_a": "x", "model_b": "y", "winner": "left"}], "b.jsonl:1: unknown winner 'left'"),
+        ([{"model_a": "x", "model_b": "y"}], "b.jsonl:1: unknown winner None"),
+        ([{"model_a": "x", "model_b": "x", "winner": "a"}], "b.jsonl:1: a battle of 'x' against 'x'"),
+        ([{"model_a": "x", "model_b": None, "winner": "a"}], "against None"),
+        ([{"model_a": "x", "model_b": "y", "winner": "a"}] * 5, "x never lost"),
+        ([], "0 models"),
+        ([{"prompt": "p", "scores": [1.0]}], "0 models"),
+        ([{"prompt": "p", "scores": []}], "scores are a list"),
+        ([{"text": "p"}], "neither a battle"),
+        (["p"], "neither a battle"),
+    ],
+)
+def test_wrong_input_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[Any], message: str) -> None:
+    assert run(["arena", str(write(tmp_path / "b.jsonl", rows))]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) <= 3
+
+
+def test_other_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = write(tmp_path / "b.jsonl", [{"model_a": "x", "model_b": "y", "winner": "a"}] * 5)
+    assert run(["arena", str(place), "--ridge", "0.1", "--draws", "100"]) == 0
+    assert run(["arena", str(place), "--ties", "hal"]) == 2
+    assert "did you mean 'half'?" in capsys.readouterr().err
+    assert run(["arena", str(place), "--confidence", "95"]) == 2
+    assert run(["arena", str(tmp_path / "none.jsonl")]) == 2
+    (tmp_path / "bad.jsonl").write_text("{")
+    assert run(["arena", str(tmp_path / "bad.jsonl")]) == 2
