@@ -138,8 +138,8 @@ def read(paths: Sequence[Path]) -> list[Battle]:
     """Battles of files of battles, and of every two files of scored answers on the prompts they share.
 
     A battle row has model_a, model_b, winner (a, b, tie, model_a, model_b, tie (bothbad), or a's score), and may have prompt. A row of
-    scored answers (`prefopt score`) has prompt, completions and scores; its model is the row's `model`, or the file's name. Several scores of a
-    prompt are averaged.
+    scored answers (`prefopt score`) has prompt, completions and scores; its model is the row's `model`, or the file's name. Several scores
+    of a prompt are averaged.
 
     Raises:
         DataError: a file or row that cannot be read, with its place.
