@@ -238,17 +238,17 @@ def _key(fault: Fault) -> str:
 
 
 def remembered(faults: Sequence[Fault]) -> list[Result]:
-    """Kills of an earlier run that still stand."""
+    """What an earlier run found and still stands."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     known = [(fault, kept.get(_key(fault))) for fault in faults]
     return [Result(fault, found["noticed"], found["seconds"]) for fault, found in known if found]
 
 
 def remember(results: Iterable[Result]) -> None:
-    """Keep the kills for `--resume`."""
+    """Keep them for `--resume`."""
     KEPT.parent.mkdir(exist_ok=True)
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
-    kept |= {_key(r.fault): {"noticed": r.noticed, "seconds": r.seconds} for r in results if r.noticed}
+    kept |= {_key(r.fault): {"noticed": r.noticed, "seconds": r.seconds} for r in results}
     KEPT.write_text(json.dumps(kept, indent=1))
 
 
@@ -302,12 +302,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in lost:
         print(f"no longer applies: {name}")
     faults = [fault for fault in faults if fault.name not in lost]
-    results = remembered(faults) if options.resume else []
-    known = {result.fault.name for result in results}
-    for result in mutants([fault for fault in faults if fault.name not in known], options.jobs, minutes=options.minutes):
-        results.append(result)
+    earlier = {result.fault.name: result for result in remembered(faults)} if options.resume else {}
+    settled = [result for result in earlier.values() if result.noticed or result.fault.survives]
+    again = [fault for fault in faults if fault.name not in {result.fault.name for result in settled}]
+    found = {}
+    for result in mutants(again, options.jobs, minutes=options.minutes):
+        found[result.fault.name] = result
         remember([result])
         print(f"{result.state:9}{result.seconds:6.1f} s  {result.fault.name}  {result.noticed or result.fault.survives}", flush=True)
+    results = list((earlier | found).values())
     if broken := unharmed(sorted({result.noticed for result in results if "::" in result.noticed})):
         raise SystemExit(f"without any fault this fails too, so nothing is shown: {broken}")
     killed = sum(bool(result.noticed) for result in results)
