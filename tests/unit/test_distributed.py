@@ -94,7 +94,7 @@ def test_a_split_run_that_was_stopped_ends_as_one_that_was_not(name: str, ranks:
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"],
+        ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
         ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"],
     ],
 )
