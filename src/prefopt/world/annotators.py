@@ -102,7 +102,7 @@ ANNOTATORS = {
     "gold": Annotator(scale=6.0),
     "brisk": Annotator(scale=4.0, tie=0.3, position=0.1, careless=0.05, brevity=0.5, group="brisk"),
     "polite": Annotator(scale=4.0, tie=0.3, position=0.1, careless=0.05, courtesy=0.5, group="polite"),
-    "wordy": Annotator(scale=2.0, tie=0.3, length=2.0, flattery=0.5, careless=0.1, group="wordy"),
+    "wordy": Annotator(scale=4.0, tie=0.3, length=1.2, flattery=0.5, careless=0.05, group="wordy"),
     "easy": Annotator(scale=2.0, tie=0.3, position=0.3, length=0.5, flattery=1.0, careless=0.2, group="easy"),
 }
 """Named annotators: a reliable one, the two groups of different taste, one who is impressed by length, and one who is easily impressed."""
