@@ -258,7 +258,8 @@ def heat_map(found: Arena) -> str:
     """An SVG: rows beat columns, blue where more often than not, orange where less; empty where two never met."""
     names, cell, left, top = [s.model for s in found.standings], 22, 190, 150
     size = cell * len(names)
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + size + 10} {top + size + 10}" role="img" font-size="11">']
+    wide = left + size + 90
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {top + size + 10}" width="{wide}" role="img" font-size="11">']
     parts.append("<title>How often the model of a row beats the model of a column</title>")
     for i, name in enumerate(names):
         told, middle = html.escape(name if len(name) <= 28 else name[:27] + "…"), cell * i + cell / 2 + 4
@@ -291,7 +292,7 @@ _PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>Arena</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}}
 .wide{{overflow-x:auto}}table{{border-collapse:collapse}}th,td{{padding:.2rem .7rem;text-align:right}}th[scope=row]{{text-align:left;
-font-weight:400}}tr{{border-bottom:1px solid #ddd}}svg{{min-width:36rem;max-width:100%}}</style>
+font-weight:400}}tr{{border-bottom:1px solid #ddd}}thead th:nth-child(2){{text-align:left}}</style>
 <main><h1>Arena</h1><p>{how}. Ratings are on the Elo scale with mean 1000 and {confidence} intervals. A rank is claimed only where the
 data allow it: with {confidence} confidence all ranges hold at once.</p>
 <div class=wide tabindex=0><table><thead><tr><th>ranks</th><th scope=col>model</th><th>rating</th><th>interval</th><th>won</th>

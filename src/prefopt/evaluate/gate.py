@@ -1,8 +1,9 @@
 """The gate: may this model ship? Declared rules over the figures of evaluations, each tested against its bound.
 
 A rule PASSes when the figures show that it holds, FAILs when they show that it does not, and is INCONCLUSIVE otherwise; the number of
-observations that would decide it is told then. Holm's correction over the rules keeps the chance that any rule passes falsely, and the
-chance that any fails falsely, at 1 - confidence. The gate PASSes when every rule does and FAILs when any does.
+observations that would decide it is told then. A single rule passes exactly where the figure's interval lies beyond the bound. Holm's
+correction over the rules keeps the chance that any rule passes falsely, and the chance that any fails falsely, at 1 - confidence. The gate
+PASSes when every rule does and FAILs when any does.
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ def _bound(rule: GateRule) -> float:
 
 
 def _p_values(rule: GateRule, found: _Measured | None) -> tuple[float, float]:
-    """p of the rule not holding, and p of it holding; 1 and 1 where nothing can be tested."""
+    """Two-sided p of the rule not holding, and of it holding; 1 and 1 where nothing can be tested."""
     if found is None or _untestable(rule, found):
         return 1.0, 1.0
-    above, below = bound_p_values(found.tested, found.bound)
+    above, below = (min(1.0, 2 * p) for p in bound_p_values(found.tested, found.bound))
     return (above, below) if rule.at_least is not None else (below, above)
 
 
@@ -149,7 +150,7 @@ def _finding(rule: GateRule, found: _Measured | None, settings: GateSettings, p:
     status: Status = "PASS" if p[0] <= 1 - confidence else "FAIL" if p[1] <= 1 - confidence else "INCONCLUSIVE"
     reason, needed = _untestable(rule, found), None
     if status == "INCONCLUSIVE":
-        needed = _needed(found, (1 - confidence) / rules, settings.power)
+        needed = _needed(found, (1 - confidence) / (2 * rules), settings.power)
         reason = reason or (f"about {needed:,} observations would decide" if needed else "no sample within reach would decide")
         needed = max(needed or 0, rule.min_n) if found.estimate.n < rule.min_n else needed
     row = found.rows[0]
