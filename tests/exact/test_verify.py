@@ -174,8 +174,8 @@ def test_without_rewards_nothing_is_learned_and_a_claim_fails(monkeypatch: pytes
 
 
 def test_a_method_that_is_none_is_refused() -> None:
-    with pytest.raises(OptionError, match="did you mean 'dpo'"):
-        list(verify("dppo"))
+    with pytest.raises(OptionError, match="did you mean 'sft'"):
+        list(verify("sfft"))
 
 
 def test_nan_does_not_hold_and_the_table_says_so() -> None:
