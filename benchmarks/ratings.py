@@ -1,6 +1,6 @@
 """How long the ratings of a large arena take: 15,403 real battles, 1,000 bootstrap resamples.
 
-python benchmarks/statistics.py [BATTLES.jsonl.gz]
+python benchmarks/ratings.py [BATTLES.jsonl.gz]
 """
 
 from __future__ import annotations
