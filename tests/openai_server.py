@@ -74,7 +74,7 @@ def serving(sampler: LocalSampler, **faults: Any) -> Iterator[tuple[str, type[Co
     """The address of a running server, and its handler, which remembers what it was asked."""
     handler = type("Handler", (Completions,), {"sampler": sampler, "faults": faults, "served": [], "reloads": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1", handler
     finally:

@@ -465,11 +465,11 @@ OPTIM: tuple[Line, ...] = (
     ("gradients not cleared in bf16", "def accumulate", "            parameter.grad = None", "            pass"),
     ("gradients not cleared", "def step", "            master.grad = None", "            pass"),
     ("no clipping", "def step", "if self.grad_clip > 0:", "if False:"),
-    ("norm after clipping reported", "def step", "norm = torch.nn.utils.get_total_norm(gradients)", "norm = torch.nn.utils.get_total_norm(gradients).clamp(max=self.grad_clip or None)"),
+    ("norm after clipping reported", "def step", "norm = full(torch.nn.utils.get_total_norm(gradients))", "norm = full(torch.nn.utils.get_total_norm(gradients)).clamp(max=self.grad_clip or None)"),
     ("update although not finite", "def step", "if torch.isfinite(norm):", "if True:"),
     ("masters not published", "def step", "self.weights.publish()", "pass"),
     ("optimizer state forgotten on resume", "def load", "\"state\": saved", "\"state\": {}"),
-    ("weights forgotten on resume", "def load", "master.copy_(slots[name].pop(\"weight\"))", "slots[name].pop(\"weight\")"),
+    ("weights forgotten on resume", "def load", "master.copy_(like(slots[name].pop(\"weight\"), master))", "slots[name].pop(\"weight\")"),
 )
 CHECKPOINT: tuple[Line, ...] = (
     ("hash not checked", "def load", "if _describe(path / name) != written:", "if False:"),
@@ -488,9 +488,9 @@ FIT: tuple[Line, ...] = (
     ("reference moves every step", "def step", "self.at.step % sync == 0", "True"),
     ("worst step kept", "def evaluate", "if name.endswith(\"loss\")", "if not name.endswith(\"loss\")"),
     ("patience never counted", "def evaluate", "self.at.waited += 1", "self.at.waited += 0"),
-    ("best weights not put back", "def take_best", "master.copy_(found.tensors[name])", "pass"),
+    ("best weights not put back", "def take_best", "master.copy_(like(found.tensors[name], master))", "pass"),
     ("shift lost on resume", "def save", "\"shift\": {k: list(v) for k, v in self.job.shift.items()}", "\"shift\": {}"),
-    ("reference lost on resume", "def save", "tensors |= {f\"reference/{k}\": t for k, t in reference.items()}", "pass"),
+    ("reference lost on resume", "def save", "tensors |= shard.whole({f\"reference/{k}\": t for k, t in reference.items()})", "pass"),
     ("other settings resumed", "def fingerprint", "json.dumps([plain, self.total]", "json.dumps([self.total]"),
 )
 METER: tuple[Line, ...] = (

@@ -57,7 +57,7 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "losses/columns.py": (*VALUES, "tests/unit/test_training.py", "tests/exact/test_verify.py", *GOLDEN),
     "losses/metrics.py": (*VALUES, "tests/unit/test_training.py"),
     "pack/tree.py": ("tests/unit/test_pack.py", *PACKINGS, "tests/unit/test_attention.py", "tests/unit/test_training.py"),
-    "pack/plan.py": ("tests/unit/test_pack.py", *LOOP, "tests/unit/test_distributed.py"),
+    "pack/plan.py": ("tests/unit/test_pack.py", *LOOP, "tests/e2e/test_distributed.py"),
     "pack/prepare.py": ("tests/unit/test_prepare.py",),
     "data/": (
         "tests/unit/test_data_read.py",
@@ -70,11 +70,11 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "model/reference.py": LOOP,
     "training/": LOOP,
     "training/optim.py": ("tests/unit/test_optim.py", *LOOP),
-    "training/loop.py": (*LOOP, "tests/unit/test_online.py", "tests/unit/test_distributed.py"),
-    "training/job.py": (*LOOP, "tests/unit/test_online.py", "tests/unit/test_distributed.py"),
+    "training/loop.py": (*LOOP, "tests/unit/test_online.py", "tests/e2e/test_distributed.py"),
+    "training/job.py": (*LOOP, "tests/unit/test_online.py", "tests/e2e/test_distributed.py"),
     "training/checkpoint.py": ("tests/unit/test_checkpoint.py", "tests/unit/test_training.py"),
     "training/meter.py": ("tests/unit/test_meter.py", *LOOP),
-    "training/distributed.py": ("tests/unit/test_distributed.py",),
+    "training/distributed.py": ("tests/e2e/test_distributed.py",),
 }
 """Start of a file's path (the longest counts) -> tests, the narrowest first."""
 

@@ -111,7 +111,7 @@ def test_without_the_extra_numbers_work_and_expressions_are_refused(monkeypatch:
 @pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs the extra math")
 def test_a_comparison_that_takes_for_ever_is_ended() -> None:
     hard = "\\boxed{" + "^".join(["9"] * 9) + "}"
-    slow, quick = values([("\\sqrt{2}", hard), ("\\sqrt{4}", "\\boxed{2}")], timeout=4.0)
+    slow, quick = values([("\\sqrt{2}", hard), ("\\sqrt{4}", "\\boxed{2}")], timeout=1.0)
     assert slow in (None, 0.0)
     assert quick == 1.0
 

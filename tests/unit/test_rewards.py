@@ -223,7 +223,7 @@ def serve() -> Iterator[Callable[..., tuple[EndpointReward, type[Server]]]]:
     def start(*replies: tuple[int, Any], timeout: float = 5.0, retries: int = 1) -> tuple[EndpointReward, type[Server]]:
         handler = type("Handler", (Server,), {"replies": list(replies), "seen": []})
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         running.append(server)
         return EndpointReward(f"http://127.0.0.1:{server.server_port}/r", timeout=timeout, retries=retries), handler
 
