@@ -14,20 +14,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prefopt.data.preflight import Preflight
 from prefopt.errors import ModelError, OptionError, RewardError
 from prefopt.losses.kl import KLBudget
 from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
+from prefopt.pack.prepare import Prepared
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
 from prefopt.training import online as stream
-from prefopt.training.fit import FitResult
+from prefopt.training.fit import FitResult, fit
 from prefopt.training.monitor import Judged, Watched
 from prefopt.training.rounds import Answer, Group, Made, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
-from tests.worlds import EvenTokens, language_model, metrics_of, rollout, run
+from tests.worlds import EvenTokens, language_model, losses_of, metrics_of, rollout, run
 
 SEVERAL = OnlineSettings(prompts=8, epochs=2)
 """With four prompts a step: two passes of two steps, four steps a round."""
@@ -377,3 +379,56 @@ def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:
     one = run(tmp_path / "one", "grpo", train={**level, "steps": 1})
     kept, expected = (load_file(r.model / "model.safetensors") for r in (found, one))
     assert all(torch.equal(kept[name], weight) for name, weight in expected.items())
+
+
+# --- any loss of pairs --------------------------------------------------------------------------------------------------
+
+LOSSES = [name for name, row in METHODS.items() if row.data == "pairs" and row.reads == "logps"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_online_learns_by_any_loss_of_pairs(loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first two steps are those of the row itself on the pairs that were sampled, rewards' differences their margins, ties dropped."""
+    level: dict[str, Any] = {"schedule": "constant", "warmup": 0, "batch_size": 4, "seed": 1}
+    kept: list[TokenTree] = []
+    step = stream.Rounds.step
+    monkeypatch.setattr(stream.Rounds, "step", lambda self, at: kept.extend(found := step(self, at)) or found)
+    online = OnlineSettings(epochs=2)
+    found = run(tmp_path / "on", "online_dpo", rows=4, options={"loss": loss}, online=online, train={**level, "steps": 2})
+    pairs = [replace(t, margin=gap_of(t), branches=tuple(replace(b, signals={}) for b in t.branches)) for t in kept[: len(kept) // 2]]
+    assert 2 <= len(pairs) <= 4
+    assert all(tree.margin for tree in pairs)
+    data = Prepared(pairs, [], Preflight(None, None))
+    same = fit(Setup(method=loss, train=TrainSettings(learning_rate=1e-3, steps=2, **level)), language_model(), data, out=tmp_path / "off")
+    ours, theirs = (losses_of(tmp_path / name) for name in ("on", "off"))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, weight in weights(same).items():
+        torch.testing.assert_close(weights(found)[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def gap_of(tree: TokenTree) -> float:
+    """The difference of the rewards of two answers."""
+    better, worse = (branch.score for branch in sorted(tree.branches, key=lambda branch: branch.rank or 0))
+    assert better is not None
+    assert worse is not None
+    return better - worse
+
+
+def test_a_loss_of_pairs_brings_its_own_options() -> None:
+    row = METHODS["online_dpo"].using({"loss": "simpo"})
+    assert row.options == {**METHODS["simpo"].options, "loss": "simpo"}
+    assert not row.needs_reference
+    assert METHODS["online_dpo"].using({}) is METHODS["online_dpo"]
+    assert METHODS["iterative_dpo"].using({"loss": "orpo"}).plus == {"sft": 1.0}
+    row.check_options({"gamma": 1.0, "loss": "simpo"})
+    for options, says in (
+        ({"loss": "simpoo"}, "did you mean 'simpo'"),
+        ({"loss": "kto"}, "no loss of pairs"),
+        ({"loss": "simpo", "divergence": "js"}, "no option 'divergence'"),
+        ({"loss": "cdpo", "label_smoothing": 2.0}, "label_smoothing"),
+        ({"loss": 3}, "name one of dpo"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            METHODS["online_dpo"].check_options(options)
+    with pytest.raises(OptionError, match="no option 'loss'"):
+        METHODS["xpo"].check_options({"loss": "dpo"})

@@ -272,6 +272,18 @@ def test_a_mistake_on_the_command_line_is_told(tmp_path: Path, argument: str) ->
         assert part in message
 
 
+def test_a_loss_decides_which_options_there_are(tmp_path: Path) -> None:
+    text = "stages:\n  - kind: online_dpo\n    model: {path: m}\n    data: {path: d}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    for order in (["gamma=0.7", "loss=simpo"], ["loss=simpo", "gamma=0.7"]):
+        (stage,) = recipe.load(tmp_path / "recipe.yaml", order).stages
+        assert stage.options == {"beta": 2.0, "gamma": 0.7, "loss": "simpo"}
+    assert "gamma: not an option of online_dpo" in refused(tmp_path, text, "gamma=0.7")
+    wrong = refused(tmp_path, text + "    loss: simpoo\n")
+    assert "recipe.yaml:5:5: loss: 'simpoo' is no loss of pairs" in wrong
+    assert "did you mean 'simpo'?" in wrong
+
+
 def test_a_key_that_every_stage_takes_from_earlier_ones_is_refused(tmp_path: Path) -> None:
     text = "stages:\n  - kind: world\n  - kind: create\n    data: {path: '${world.sft}'}\n"
     assert "every stage that reads it takes it from an earlier stage" in refused(tmp_path, text, "data.path=x")

@@ -253,7 +253,12 @@ def ranks(rewards: Tensor, group: Tensor) -> Tensor:
     """Pairs: the rank of each answer in its group by reward, 0 best; equal rewards share a rank, and such pairs teach nothing.
 
     Online DPO (Guo et al. 2024, arXiv 2402.04792), online IPO (Calandriello et al. 2024, 2403.08635) and iterative DPO (Xiong et al.
-    2023, 2312.11456: rounds of many prompts, the reference moved to the policy at the start of each) learn from such pairs.
+    2023, 2312.11456: rounds of many prompts, the reference moved to the policy at the start of each) learn from such pairs. All
+    but XPO can read the loss of any row of pairs on them (loss=simpo), with that row's own options; where it reads a margin, that is the
+    difference of rewards.
+
+    Options:
+        loss: the row of pairs whose loss is read, and whose options stand beside it.
 
     >>> ranks(torch.tensor([0.5, 2.0, 0.5, 1.0]), torch.tensor([0, 0, 0, 1])).tolist()
     [1, 0, 1, 0]

@@ -86,7 +86,7 @@ class Method:
     @cached_property
     def hints(self) -> dict[str, Any]:
         """Option -> type."""
-        every = {**get_type_hints(self.loss), **(get_type_hints(self.online.make) if self.online else {})}
+        every = {**get_type_hints(self.loss), **(get_type_hints(self.online.make) if self.online else {}), "loss": str}
         return {name: every[name] for name in self.options}
 
     @cached_property
@@ -111,7 +111,9 @@ class Method:
 
     @property
     def needs_margin(self) -> bool:
-        """Whether pairs without a margin make no sense (for others a margin is optional)."""
+        """Whether pairs of a data set make no sense without a margin (for others it is optional; sampled ones have their rewards')."""
+        if self.online:
+            return False
         required = {p.name for p in inspect.signature(self.loss).parameters.values() if p.default is p.empty}
         return any(column == "margin" and name in required for name, column in self.arguments.items())
 
@@ -133,6 +135,24 @@ class Method:
     def mixed(self, mix: Mapping[str, float] | None) -> Method:
         """The row with `mix` folded in (a weight given there replaces the row's own); its needs and units say so."""
         return replace(self, plus={**self.plus, **mix}) if mix else self
+
+    def using(self, options: Mapping[str, Any]) -> Method:
+        """The row with the loss that the option `loss` names, of any row of pairs, and with that row's own options and learning rate.
+
+        Raises:
+            OptionError: no row of pairs has that name.
+        """
+        own = self.online.loss if self.online else ""
+        name = options.get("loss", own) if own else own
+        if name == own or self.online is None:
+            return self
+        rows = {other: row for other, row in METHODS.items() if row.data == "pairs" and row.reads == "logps"}
+        if not isinstance(name, str) or name not in rows:
+            fix = did_you_mean(name, rows) if isinstance(name, str) else "name one of " + ", ".join(rows)
+            raise OptionError(f"{name!r} is no loss of pairs", where="loss", fix=fix)
+        as_there = ("loss", "learning_rate", "columns", "plus", "coupling", "per_token", "defaults")
+        online = replace(self.online, loss=name)
+        return replace(self, online=online, **{part: getattr(rows[name], part) for part in as_there})
 
     def terms(self, view: View, options: Mapping[str, Any] | None = None, mix: Mapping[str, float] | None = None) -> list[Term]:
         """The unreduced terms of a batch: the loss itself, then one for each added row (with that row's default options).
@@ -182,6 +202,9 @@ class Method:
         Raises:
             OptionError: says which option, what is wrong and what is allowed.
         """
+        row = self.using(options)
+        if row is not self:
+            return row.check_options(options, mix)
         for name, value in options.items():
             if name not in self.options:
                 raise OptionError(f"this method reads no option '{name}'", fix=did_you_mean(name, self.options))
@@ -269,9 +292,14 @@ CONTRAST = replace(
     GROUP, dynamic=True, about="DAPO: GRPO with a wider upper clip, a mean over tokens, and only groups that differ in reward."
 )
 PAIRS = Online(
-    advantages.ranks, ("rank",), samples=2, about="Online: the loss of pairs, on pairs of the policy's own answers ranked by the reward."
+    advantages.ranks,
+    ("rank",),
+    samples=2,
+    loss="dpo",
+    about="Online: a loss of pairs, on pairs of the policy's own answers ranked by the reward.",
 )
-EXPLORING = replace(PAIRS, explores=True, about="XPO: online DPO that is paid for leaving the reference's answers.")
+AS_IPO = replace(PAIRS, loss="ipo")
+EXPLORING = replace(PAIRS, explores=True, loss="", about="XPO: online DPO that is paid for leaving the reference's answers.")
 ROUNDS = replace(
     PAIRS, samples=8, anew="reference", about="Iterative DPO: rounds of answers, pairs and training, the reference renewed each round."
 )
@@ -340,7 +368,7 @@ METHODS: dict[str, Method] = {
     "cispo": Method(policy.cispo, "token", "prompts", "2506.13585 eq. 4", 1e-6, online=GROUP),
     # ... pairs of better and worse
     "online_dpo": Method(pairwise.dpo, "pair", "prompts", "2402.04792", 5e-7, online=PAIRS),
-    "online_ipo": Method(pairwise.ipo, "pair", "prompts", "2403.08635", 5e-7, columns=LENGTHS, online=PAIRS),
+    "online_ipo": Method(pairwise.ipo, "pair", "prompts", "2403.08635", 5e-7, columns=LENGTHS, online=AS_IPO),
     "xpo": Method(policy.xpo, "pair", "prompts", "2405.21046 alg. 1", 5e-7, online=EXPLORING),
     "iterative_dpo": Method(pairwise.dpo, "pair", "prompts", "2312.11456", 5e-7, online=ROUNDS),
     # ... and the good ones, to imitate

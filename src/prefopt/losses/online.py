@@ -29,6 +29,7 @@ class Online:
         dynamic: prompts whose answers all have one reward are replaced by others.
         anew: what is set at the start of every round: the "reference" to the policy, or the "policy" to the first model.
         explores: the last answer to each prompt is the reference's.
+        loss: the row of pairs whose loss is read where the option `loss` names no other; "" for a method with a loss of its own.
         about: one line, where the method is more than its loss.
     """
 
@@ -42,6 +43,7 @@ class Online:
     dynamic: bool = False
     anew: Literal["", "reference", "policy"] = ""
     explores: bool = False
+    loss: str = ""
     about: str = ""
 
     @cached_property
@@ -52,7 +54,8 @@ class Online:
     @cached_property
     def options(self) -> dict[str, Any]:
         """Option -> default."""
-        return {p.name: p.default for p in inspect.signature(self.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        named = {"loss": self.loss} if self.loss else {}
+        return named | {p.name: p.default for p in inspect.signature(self.make).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,7 +72,7 @@ class Online:
     def __call__(self, columns: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         """What `make` gives for the columns of a round, by the names of `gives`."""
         given = {name: columns[name] for name in self.arguments}
-        found = self.make(**given, **{name: options.get(name, default) for name, default in self.options.items()})
+        found = self.make(**given, **{name: options.get(name, default) for name, default in self.options.items() if name != "loss"})
         return dict(zip(self.gives, found if isinstance(found, tuple) else (found,), strict=True))
 
     def check(self, options: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def _asked(renderer: Renderer, rows: Iterator[Example]) -> Iterator[TokenTree]:
     def bare() -> Iterator[Example]:
         for row in rows:
             waiting.append(row)
-            yield replace(row, completions=())
+            yield replace(row, completions=(), margin=None)
 
     for tree in renderer.trees(bare()):
         yield replace(tree, example=waiting.popleft())

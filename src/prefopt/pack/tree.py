@@ -130,10 +130,20 @@ def _pair_columns(trees: Sequence[TokenTree], pairs: Pairs) -> tuple[list[int], 
         for better, worse in ranked_pairs(tree.branches, pairs):
             chosen.append(base + better)
             rejected.append(base + worse)
-            margins.append(0.0 if tree.margin is None else tree.margin)
+            margins.append(_margin(tree, better, worse))
             tied.append(tree.branches[better].rank == tree.branches[worse].rank)
         base += len(tree.branches)
     return chosen, rejected, margins, tied
+
+
+def _margin(tree: TokenTree, better: int, worse: int) -> float:
+    """How strong a preference is: what its row says, or of sampled answers the difference of their rewards; else 0."""
+    if tree.margin is not None:
+        return tree.margin
+    chosen, rejected = tree.branches[better], tree.branches[worse]
+    if not chosen.signals or chosen.score is None or rejected.score is None:
+        return 0.0
+    return chosen.score - rejected.score
 
 
 def ranked_pairs(branches: Sequence[Branch | Completion], pairs: Pairs = "all") -> list[tuple[int, int]]:

@@ -238,17 +238,23 @@ def names() -> list[str]:
     return [*METHODS, *KINDS]
 
 
-def get(name: str, mix: Mapping[str, Any] | None = None) -> Kind:
+def get(name: str, given: Mapping[str, Any] | None = None) -> Kind:
     """A kind by name; a method reads `reference` where it or a row mixed in measures against one.
 
+    Args:
+        name: the kind.
+        given: what its stage says; `loss` and `mix` decide what else it may say.
+
     Raises:
-        KeyError: there is no such kind.
+        KeyError: there is no such kind. OptionError: no such loss.
     """
     if name in KINDS:
         return KINDS[name]
     from prefopt.losses.methods import METHODS
 
-    method = METHODS[name]
+    given = given or {}
+    mix = given.get(MIX) if isinstance(given.get(MIX), dict) else {}
+    method = METHODS[name].using(given)
     needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference or method.online is not None
     unread = {"judge"} | (set() if needs_reference else {"reference"}) | (set() if method.online else SAMPLING)
     unread |= set() if method.online and method.online.has_critic else {"critic"}

@@ -98,14 +98,16 @@ def single(stage: Mapping[str, Any], overrides: Iterable[Override], name: str = 
 def build(source: Source, overrides: Iterable[Override] = ()) -> Recipe:
     """The checked recipe of a parsed document."""
     _check_top(source)
-    stages = [_head(source, i) for i in range(len(source.values["stages"]))]
+    places = range(len(source.values["stages"]))
+    stages = [_head(source, i) for i in places]
     _check_names(source, stages)
     _apply_defaults(source, stages)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda one: one.key[-1] != "loss"):  # first what says which options there are
+        stages = [_head(source, i) for i in places]
         _apply(source, stages, override)
-    kinds_now = [kinds.get(head.kind.name, source.values["stages"][i].get(MIX)) for i, head in enumerate(stages)]
-    checked = [_stage(source, i, head.name, kind) for i, (head, kind) in enumerate(zip(stages, kinds_now, strict=True))]
-    _check_references(source, checked, kinds_now)
+    stages = [_head(source, i) for i in places]
+    checked = [_stage(source, i, head.name, head.kind) for i, head in enumerate(stages)]
+    _check_references(source, checked, [head.kind for head in stages])
     return Recipe(Path(source.name).stem, tuple(checked))
 
 
@@ -144,7 +146,9 @@ def _head(source: Source, i: int) -> _Head:
     if not isinstance(kind, str):
         raise OptionError("a stage needs `kind:`", where=where, fix="a method of `prefopt methods`, or " + ", ".join(kinds.KINDS))
     try:
-        known = kinds.get(kind, values.get(MIX) if isinstance(values.get(MIX), dict) else None)
+        known = kinds.get(kind, values)
+    except OptionError as error:
+        raise OptionError(error.what, where=f"{source.at(('stages', i, 'loss'))}: {error.where}", fix=error.fix) from None
     except KeyError:
         raise OptionError(
             f"unknown kind '{kind}'", where=f"{source.at(('stages', i, 'kind'))}: kind", fix=did_you_mean(kind, kinds.names())

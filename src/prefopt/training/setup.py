@@ -64,7 +64,7 @@ class Setup:
     @property
     def row(self) -> Method:
         """The method's row of METHODS with what is mixed in."""
-        return METHODS[self.method].mixed(self.mix)
+        return METHODS[self.method].using(self.options).mixed(self.mix)
 
     @property
     def learning_rate(self) -> float:
