@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -358,6 +359,11 @@ def test_what_a_template_forbids_is_told_in_its_words() -> None:
     said = refused(RENDERERS["gemma"], row((Message("system", "Be brief"), *TALK), 2))
     assert "System role not supported" in said
     assert "alternate" in refused(RENDERERS["mistral"], row((TALK[0], *TALK), 1))
+
+
+def test_a_template_that_is_no_jinja_is_named_with_its_line() -> None:
+    broken = Renderer(tokenizer("chatml"), "{% for m in messages %}\n{{ m['content'] }\n{% endfor %}")
+    assert re.search("the chat template of .* is no Jinja from its line 2 on: unexpected '}'", refused(broken, row(TALK, 1)))
 
 
 def test_nothing_is_left_out_in_silence() -> None:

@@ -254,6 +254,10 @@ class Renderer:
                 add_generation_prompt=generation,
                 tokenize=False,
             )
+        except jinja2.TemplateSyntaxError as error:
+            whose = self.tokenizer.name_or_path or "the tokenizer"
+            what = f"the chat template of {whose} is no Jinja from its line {error.lineno} on: {error.message}"
+            raise TemplateError(what, fix=WAYS_OUT) from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise TemplateError(f"the chat template refuses the conversation: {error}", fix=WAYS_OUT) from error
         return str(text)
