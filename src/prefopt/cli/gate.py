@@ -33,11 +33,11 @@ def gate(
         return
     if run is None:
         raise OptionError("which run?", where="RUN", fix="give the folder of a run with an evaluate stage, as in prefopt gate runs/x")
-    place = out or (run if run.is_dir() else run.parent) / "gate.json"
-    rules = gates.read_policy(policy)
+    folder, rules = run if run.is_dir() else run.parent, gates.read_policy(policy)
     if check:
-        _check(place, rules if policy else None)
+        _check([out] if out else gates.verdicts(folder), rules if policy else None)
         return
+    place = out or folder / "gate.json"
     if place.is_file() and (moved := gates.changed(place, rules)):
         typer.echo(f"the earlier verdict no longer holds: changed since are {', '.join(moved)}")
     outcome = gates.decide(run, rules, write=place)
@@ -45,16 +45,17 @@ def gate(
     leave(outcome.verdict, str(place))
 
 
-def _check(place: Path, policy: object) -> None:
+def _check(places: list[Path], policy: object) -> None:
+    """Whether every verdict still holds; ends as the last one says."""
     from prefopt.pipeline import gate as gates
     from prefopt.pipeline.record import read_json
 
-    moved = gates.changed(place, policy)  # type: ignore[arg-type]
-    if moved:
-        raise Refused(f"the verdict no longer holds: changed since are {', '.join(moved)}", where=str(place), fix="run the gate again")
-    found = read_json(place)
-    typer.echo(f"{found['verdict']}, decided {found['decided']}, still holds")
-    leave(found["verdict"], str(place))
+    for place in places:
+        if moved := gates.changed(place, policy):  # type: ignore[arg-type]
+            raise Refused(f"the verdict no longer holds: changed since are {', '.join(moved)}", where=str(place), fix="run the gate again")
+        found = read_json(place)
+        typer.echo(f"{found['verdict']}, decided {found['decided']}, still holds")
+    leave(found["verdict"], str(places[-1]))
 
 
 def leave(verdict: str, place: str) -> None:

@@ -4,7 +4,9 @@ Every variant changes the form of a request and not what is asked: another syste
 full stop, a frame of polite words. Quality is the judge's reward of single answers (gold, or a reward model).
 
     <quality>_asked   mean quality of the answers under one variant (the slice)
-    template_spread   largest less smallest mean over the variants; noise alone makes it positive, so compare it with the baseline's
+    template_spread   (largest less smallest mean over the variants) / S, where S is the standard deviation of the quality of all models'
+                      answers to the requests as they are: rewards have no scale of their own. Noise alone makes it positive, so
+                      compare it with the baseline's
     worst_variant     smallest mean over the variants
 
 Other chat templates are told by themselves and not in the spread: a model that has never seen one fails in it, however good it is.
@@ -22,7 +24,7 @@ from prefopt.errors import TemplateError
 from prefopt.evaluate import judges, truth
 from prefopt.evaluate.bench import Answers, Bench, Findings, Subject
 from prefopt.evaluate.rows import Figure
-from prefopt.stats import bootstrap, clustered_mean
+from prefopt.stats import Interval, bootstrap, clustered_mean
 from prefopt.text.chat import Renderer
 from prefopt.text.template import BUILT_IN
 from prefopt.types import Example, Message
@@ -80,35 +82,48 @@ def run(bench: Bench) -> Findings:
     for who in bench.subjects:
         means = [(name, clustered_mean(asked[who.name][name], clusters)) for name in told]
         figures += [bench.figure(f"{quality}_asked", mean, who=who, slice=name) for name, mean in means]
-        values = np.stack([asked[who.name][name] for name in shared], 1)
-        for metric, statistic in (("template_spread", spread), ("worst_variant", worst)):
-            interval = bootstrap(values, statistic, rng=bench.rng(metric), clusters=clusters)
-            figures.append(bench.figure(metric, interval, who=who))
-    figures += _difference(bench, [np.stack([asked[who.name][name] for name in shared], 1) for who in bench.subjects], clusters)
-    found = {(f.metric, f.model): f for f in figures if not f.difference_from}
-    line = f"spread over {len(shared)} ways of asking {found['template_spread', bench.model.name].value:.2f}"
-    return Findings(figures, {"ways_of_asking": len(shared), "quality": quality}, [], line)
+    values = np.stack([[asked[who.name][name] for name in shared] for who in bench.subjects]).transpose(2, 0, 1)
+    figures += _over_variants(bench, values, clusters)
+    own = {name: float(asked[bench.model.name][name].mean()) for name in shared}
+    least = min(own, key=lambda name: own[name])
+    spread = next(f.value for f in figures if f.metric == "template_spread")
+    line = f"spread over {len(shared)} ways of asking {spread:.2f} standard deviations ({least}: {quality} {own[least]:.2f})"
+    return Findings(figures, {"ways_of_asking": len(shared), "worst_way_of_asking": least, "quality": quality}, [], line)
 
 
-def spread(values: np.ndarray) -> float:
-    """Largest less smallest mean of the columns."""
-    means = values.mean(axis=0)
-    return float(means.max() - means.min())
+def _over_variants(bench: Bench, values: np.ndarray, clusters: Sequence[Any]) -> Iterator[Figure]:
+    """What the variants make of each model's quality; `values` as in `spreads`."""
+
+    def found(metric: str, statistic: Callable[[np.ndarray], float]) -> Interval:
+        return bootstrap(values, statistic, rng=bench.rng(metric), clusters=clusters)
+
+    for i, who in enumerate(bench.subjects):
+        yield bench.figure("template_spread", found("template_spread", lambda x, i=i: spreads(x)[i]), who=who)  # type: ignore[misc]
+        yield bench.figure("worst_variant", found("worst_variant", lambda x, i=i: worst(x[:, i])), who=who)  # type: ignore[misc]
+    if bench.baseline is not None:
+        interval = found("spread", lambda x: float(spreads(x)[0] - spreads(x)[1]))
+        yield bench.figure("template_spread", interval, against=bench.baseline, difference_from=bench.baseline.name)
+
+
+def spreads(values: np.ndarray) -> np.ndarray:
+    """Largest less smallest mean over the variants, in standard deviations of the answers to requests as they are.
+
+    Args:
+        values: [answers, models, variants], the first variant the requests as they are.
+
+    Returns:
+        [models]; in standard deviations of all answers where those to requests as they are do not differ, 0 where none do.
+
+    >>> spreads(np.array([[[1.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]]])).tolist()
+    [1.0]
+    """
+    means, units = values.mean(axis=0), (float(values[..., 0].std()), float(values.std()))
+    return np.ptp(means, axis=1) / next((unit for unit in units if unit > 0), 1.0)
 
 
 def worst(values: np.ndarray) -> float:
     """Smallest mean of the columns."""
     return float(values.mean(axis=0).min())
-
-
-def _difference(bench: Bench, values: Sequence[np.ndarray], clusters: Sequence[Any]) -> list[Figure]:
-    """The model's spread less the baseline's, on the same requests."""
-    if bench.baseline is None:
-        return []
-    ways = values[0].shape[1]
-    both = np.concatenate(values, axis=1)
-    interval = bootstrap(both, lambda x: spread(x[:, :ways]) - spread(x[:, ways:]), rng=bench.rng("spread"), clusters=clusters)
-    return [bench.figure("template_spread", interval, against=bench.baseline, difference_from=bench.baseline.name)]
 
 
 def _asked(

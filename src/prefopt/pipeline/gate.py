@@ -7,6 +7,7 @@ of them changes the verdict no longer holds, and `changed` names what did.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -147,13 +148,14 @@ def decide(run: Path, policy: Policy, *, names: Sequence[str] | None = None, wri
 
 
 def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], beside: Path) -> dict[str, Any]:
-    """What gate.json holds; paths are relative to the folder it lies in, where they can be."""
-    models = {path: digest for file in found for path, digest in _models(file)}
+    """What gate.json holds; paths are relative to the folder it lies in, so that a run can be moved and tells nothing of the machine."""
+    models = {_relative(Path(path), beside): digest for file in found for path, digest in _models(file)}
+    name = _relative(Path(policy.name), beside) if Path(policy.name).is_file() else policy.name
     return {
         "verdict": outcome.verdict,
         "decided": record.now(),
         "prefopt": prefopt.__version__,
-        "policy": {"name": policy.name, "sha256": record.digest(policy.text), "text": policy.text},
+        "policy": {"name": name, "sha256": record.digest(policy.text), "text": policy.text},
         "confidence": policy.settings.confidence,
         "correction": "Holm",
         "rules": [_rule_json(finding) for finding in outcome.findings],
@@ -165,10 +167,7 @@ def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], be
 
 
 def _relative(file: Path, folder: Path) -> str:
-    try:
-        return str(file.resolve().relative_to(folder.resolve()))
-    except ValueError:
-        return str(file.resolve())
+    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
 def _rule_json(finding: Finding) -> dict[str, Any]:
@@ -193,8 +192,8 @@ def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
     found = record.read_json(verdict)
     if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict) or not isinstance(found.get("policy"), dict):
         raise DataError("holds no verdict of a gate", where=str(verdict), fix="run `prefopt gate RUN` first")
-    places = {name: verdict.parent / name for name in found["inputs"]} | {name: Path(name) for name in found.get("models") or {}}
     hashes = {**found["inputs"], **(found.get("models") or {})}
+    places = {name: verdict.parent / name for name in hashes}
     moved = [name for name, place in places.items() if not place.exists() or record.digest_path(place) != hashes[name]]
     known = {file.resolve() for file in verdict.parent.glob("*/evaluation.json")}
     new = sorted(_relative(file, verdict.parent) for file in known - {place.resolve() for place in places.values()})
@@ -202,6 +201,19 @@ def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
     if own != record.digest(str(found["policy"].get("text"))) or (policy is not None and own != record.digest(policy.text)):
         moved.append(policy.name if policy else "its own policy text")
     return moved + new
+
+
+def verdicts(run: Path) -> list[Path]:
+    """The gate.json of a run's folder, else those of its gate stages.
+
+    Raises:
+        DataError: there is none.
+    """
+    own = run / "gate.json"
+    found = [own] if own.is_file() else sorted(run.glob("*/gate.json"))
+    if not found:
+        raise DataError("holds no verdict of a gate (gate.json)", where=str(run), fix="run `prefopt gate RUN` first")
+    return found
 
 
 def lines(outcome: Outcome) -> list[str]:
