@@ -124,6 +124,14 @@ class ScoreOptions:
     """How a process reward model makes one score of the steps; what its training set when not given."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokensSettings:
+    """The model that answers are of, where a reward counts their tokens."""
+
+    path: str | None = None
+    """A Hugging Face folder or hub name; only length penalties and functions with `completion_ids` need it."""
+
+
 FormatName = Literal["alpaca_eval", "inspect", "lm_eval"]
 SuiteName = Literal[
     "default", "world", "truth", "preference", "shift", "safety", "robustness", "capability", "pairs", "guardrail", "rewardbench"
@@ -193,7 +201,7 @@ KINDS: dict[str, Kind] = {
         _kind("world", ("pretrain", "sft", "prompts", "heldout"), WorldOptions),
         _kind("create", ("model",), CreateOptions, data=RowsSettings),
         _kind("sample", ("data",), NoOptions, model=ModelSettings, data=RowsSettings, rollout=RolloutSettings),
-        _kind("score", ("data",), ScoreOptions, model=ModelSettings, data=RowsSettings),
+        _kind("score", ("data",), ScoreOptions, model=ModelSettings, data=RowsSettings, reward=RewardSettings),
         _kind("ensemble", ("model",), EnsembleOptions),
         _kind("label", ("data",), LabelOptions, data=RowsSettings),
         _kind(
@@ -209,6 +217,8 @@ KINDS: dict[str, Kind] = {
         _kind("report", ("report",), NoOptions, reads_run=True),
     )
 }
+BY_REWARD = _kind("score", ("data",), NoOptions, model=TokensSettings, data=RowsSettings, reward=RewardSettings)
+"""A score stage that names a reward."""
 SECTIONS: dict[str, type] = {
     "model": ModelSettings,
     "reference": ReferenceSettings,
@@ -243,16 +253,16 @@ def get(name: str, given: Mapping[str, Any] | None = None) -> Kind:
 
     Args:
         name: the kind.
-        given: what its stage says; `loss` and `mix` decide what else it may say.
+        given: what its stage says; `loss`, `mix` and, for score, `reward` decide what else it may say.
 
     Raises:
         KeyError: there is no such kind. OptionError: no such loss.
     """
+    given = given or {}
     if name in KINDS:
-        return KINDS[name]
+        return BY_REWARD if name == "score" and given.get("reward") else KINDS[name]
     from prefopt.losses.methods import METHODS
 
-    given = given or {}
     mix = given.get(MIX) if isinstance(given.get(MIX), dict) else {}
     method = METHODS[name].using(given)
     needs_reference = method.mixed({row: 0.0 for row in mix or {} if row in METHODS}).needs_reference or method.online is not None

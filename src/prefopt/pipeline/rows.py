@@ -58,13 +58,13 @@ def sampled(policy: Policy, examples: Sequence[Example], settings: RolloutSettin
             "prompt": plain(example.prompt),
             "completions": [sample.text for sample in samples],
             "finished": [sample.finished for sample in samples],
-            **_extra(example),
+            **extra(example),
         }
 
 
-def _extra(example: Example) -> Row:
+def extra(example: Example) -> Row:
     """What a row carries along: its group, and its extra columns as `meta`."""
-    written = ("completions", "finished", "group")
+    written = ("completions", "finished", "group", "parts", "notes")
     meta = {name: value for name, value in example.meta.items() if name not in written}
     return {**({"group": example.group} if example.group else {}), **({"meta": meta} if meta else {})}
 
@@ -94,7 +94,7 @@ def scored(
             "scores": [next(values) for _ in row],
             **({"step_scores": [next(steps)[1] for _ in row]} if by_step else {}),
             **({"ranks": ranks} if ranks and None not in ranks else {}),
-            **_extra(example),
+            **extra(example),
         }
 
 
@@ -149,7 +149,7 @@ def labelled(examples: Iterable[Example], options: LabelOptions, seen: Counter[s
             label = _majority(votes)
             seen["tie" if label == "tie" else "labelled"] += 1
             if label != "tie" or options.ties == "keep":
-                yield {"prompt": plain(example.prompt), "response_a": a, "response_b": b, "label": label, "votes": votes, **_extra(example)}
+                yield {"prompt": plain(example.prompt), "response_a": a, "response_b": b, "label": label, "votes": votes, **extra(example)}
 
 
 def _pairs(example: Example, count: int, rng: np.random.Generator, seen: Counter[str]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions,
 from prefopt.pipeline.lineage import HELDOUT, training
 from prefopt.pipeline.recipe import Stage
 from prefopt.pipeline.run import Context, Done
+from prefopt.settings import RewardSettings
 
 if TYPE_CHECKING:
     from prefopt.losses.methods import Method
@@ -182,12 +183,14 @@ def _counted(drawn: Iterator[rows.Row], finished: Counter[bool]) -> Iterator[row
 
 def score(stage: Stage, folder: Path, context: Context) -> Done:
     """Rewards, implicit rewards or log-probs of the completions of each row."""
-    written = write_scores(stage, folder / "scores.jsonl")
-    return Done({"data": "scores.jsonl"}, {"rows": written}, f"{written} rows scored")
+    facts, summary = write_scores(stage, folder / "scores.jsonl")
+    return Done({"data": "scores.jsonl"}, facts, summary)
 
 
-def write_scores(stage: Stage, path: Path) -> int:
-    """Score every completion of every row and write one row each; returns how many."""
+def write_scores(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
+    """Score every completion of every row and write one row each; the facts and a line to print."""
+    if stage.sections["reward"] != RewardSettings():
+        return _write_rewards(stage, path)
     model, reference = open_model(stage.sections["model"]), stage.options["reference"]
     solution = stage.options["solution"]
     if solution is not None and not getattr(getattr(model, "reading", None), "solution", ""):
@@ -200,7 +203,21 @@ def write_scores(stage: Stage, path: Path) -> int:
     other = open_model(stage.sections["model"], kind="policy", path=reference) if reference else None
     examples = _read(stage.sections["data"])
     with record.writing(path):
-        return rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
+        written = rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
+    return {"rows": written}, f"{written} rows scored"
+
+
+def _write_rewards(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
+    """The same by the rewards of training."""
+    from prefopt.model.load import load_tokenizer
+    from prefopt.pipeline.rewarding import Rewarded
+    from prefopt.text.chat import Renderer
+
+    whose = stage.sections["model"].path
+    rater = Rewarded(stage.sections["reward"], Renderer(load_tokenizer(whose)) if whose else None)
+    with record.writing(path):
+        summary = rater.write(path, _read(stage.sections["data"]))
+    return {"rows": rater.rows, "answers": rater.judged, "unjudged": len(rater.unjudged)}, summary
 
 
 def ensemble(stage: Stage, folder: Path, context: Context) -> Done:

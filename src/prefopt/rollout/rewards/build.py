@@ -11,7 +11,7 @@ from prefopt.rollout.rewards.protocol import Reward
 from prefopt.settings import RewardSettings
 
 
-def build(settings: RewardSettings, *, max_new_tokens: int | None = None) -> Reward:
+def build(settings: RewardSettings, *, max_new_tokens: int | None = None) -> Sum:
     """The reward that the settings describe; `max_new_tokens` is the limit the answers are sampled under.
 
     Raises:

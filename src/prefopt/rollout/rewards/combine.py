@@ -12,6 +12,8 @@ from prefopt.types import Example
 
 Penalty = Callable[[Rolled], float]
 """What an answer loses, at least 0."""
+COUNTING = {"length_penalty", "soft_overlong"}
+"""Penalties that count tokens."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Sum:
     sources: Mapping[str, Reward]
     weights: Mapping[str, float] = field(default_factory=dict)
     penalties: Mapping[str, Penalty] = field(default_factory=dict)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the answers' tokens matter, not their text alone."""
+        counted = COUNTING & self.penalties.keys()
+        return bool(counted) or any(getattr(source, "reads_tokens", False) for source in self.sources.values())
 
     def check(self, examples: Sequence[Example]) -> None:
         """Every source can judge the rows."""
@@ -52,7 +60,7 @@ class Sum:
                 parts[name] = weight * verdict.value
                 total += parts[name]
         for name, penalty in self.penalties.items():
-            parts[name] = -penalty(answer)
+            parts[name] = 0.0 - penalty(answer)
             total += parts[name]
         return Verdict(total if judged else None, parts, "; ".join(notes))
 

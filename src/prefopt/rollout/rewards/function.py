@@ -35,6 +35,11 @@ class FunctionReward:
         self.spec, self._timeout, self._retries = spec, timeout, retries
         self._worker = Worker("prefopt.rollout.rewards.function:serve", [spec])
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the function has a parameter `completion_ids`."""
+        return "completion_ids" in self._signature()["names"]
+
     def check(self, examples: Sequence[Example]) -> None:
         """The function can be loaded and the rows have the columns it asks for.
 
@@ -69,8 +74,9 @@ class FunctionReward:
         given: dict[str, list[Any]] = {
             "prompts": [plain(answer.example.prompt) for answer in rolled],
             "completions": [answer.sample.text for answer in rolled],
-            "completion_ids": [answer.sample.ids.tolist() for answer in rolled],
         }
+        if any(len(answer.sample.ids) for answer in rolled):  # answers of a file have none where no model says whose tokens they are
+            given["completion_ids"] = [answer.sample.ids.tolist() for answer in rolled]
         columns = dict.fromkeys(name for answer in rolled for name in answer.example.meta)
         given |= {name: [answer.example.meta.get(name) for answer in rolled] for name in columns if name not in given}
         return given if signature["any"] else {name: given[name] for name in signature["names"] if name in given}
