@@ -195,9 +195,13 @@ def test_metrics_without_reference_by_label_and_of_scores() -> None:
     assert scores["rewards/margins"] == pytest.approx((1.5 - 2, 2))
     assert scores["rewards/accuracies"] == (1.0, 2)
     assert scores["scores/mean"] == pytest.approx((-6.5, 4))
-    steps = view_of(rows(3, completions=1))
-    right = sum((z > 0) == (y > 0.5) for row in rows(3, completions=1) for z, y in row.sequences[0].steps)
-    assert METHODS["prm"].metrics(replace(steps, scores_S=None)) == {"steps/accuracy": (right, 3)}
+
+
+def test_a_step_is_right_on_the_side_of_its_label() -> None:
+    view = view_of(rows(3, completions=1))
+    logits, labels = torch.tensor([2.0, -1.0, 0.5, -0.5, -3.0]), torch.tensor([1.0, 0.0, 0.0, 0.7, 0.2])
+    batch = replace(view.batch, step_index_J=torch.arange(5), step_label_J=labels)
+    assert METHODS["prm"].metrics(replace(view, batch=batch, step_logits_J=logits, scores_S=None)) == {"steps/accuracy": (3, 5)}
 
 
 @pytest.mark.parametrize("name", METHODS)
