@@ -113,7 +113,7 @@ def test_a_model_that_gives_way_to_capitals_shows_it(tmp_path: Path) -> None:
 
 
 def test_spread_has_no_unit() -> None:
-    """By hand: means 0.5, 0.5 and -0.5 over a deviation of 0.5; the same under any scale and origin of the reward, and 0 where all is equal."""
+    """By hand: means 0.5, 0.5, -0.5 over a deviation of 0.5; the same under any scale and origin, and 0 where all is equal."""
     values = np.array([[[1.0, 1.0, 0.0]], [[0.0, 0.0, -1.0]]])
     assert robustness.spreads(values).tolist() == [2.0]
     assert robustness.spreads(7 + 30 * values) == pytest.approx([2.0])
