@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,11 +99,19 @@ def _over_variants(bench: Bench, values: np.ndarray, clusters: Sequence[Any]) ->
         return bootstrap(values, statistic, rng=bench.rng(metric), clusters=clusters)
 
     for i, who in enumerate(bench.subjects):
-        yield bench.figure("template_spread", found("template_spread", lambda x, i=i: spreads(x)[i]), who=who)  # type: ignore[misc]
-        yield bench.figure("worst_variant", found("worst_variant", lambda x, i=i: worst(x[:, i])), who=who)  # type: ignore[misc]
+        yield bench.figure("template_spread", found("template_spread", partial(_nth_spread, i)), who=who)
+        yield bench.figure("worst_variant", found("worst_variant", partial(_nth_worst, i)), who=who)
     if bench.baseline is not None:
         interval = found("spread", lambda x: float(spreads(x)[0] - spreads(x)[1]))
         yield bench.figure("template_spread", interval, against=bench.baseline, difference_from=bench.baseline.name)
+
+
+def _nth_spread(model: int, values: np.ndarray) -> float:
+    return float(spreads(values)[model])
+
+
+def _nth_worst(model: int, values: np.ndarray) -> float:
+    return worst(values[:, model])
 
 
 def spreads(values: np.ndarray) -> np.ndarray:
