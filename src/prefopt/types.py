@@ -74,14 +74,15 @@ def _message(role: str, content: str | None = None, **extra: Any) -> Message:
 class Completion:
     """One answer to a prompt and what is known of its quality.
 
-    `rank` 0 is best and equal ranks tie; `score` is any number, higher is better; `label` is thumbs up or down; `steps` splits the
+    `rank` 0 is best and equal ranks tie; `score` is any number, higher is better; `label` is thumbs up or down, or how
+    right the answer is, in [0, 1]; `steps` splits the
     content for process reward models, `step_labels` is their correctness (hard or soft, None where not annotated).
     """
 
     content: Text
     rank: int | None = None
     score: float | None = None
-    label: bool | None = None
+    label: bool | float | None = None
     steps: tuple[str, ...] = ()
     step_labels: tuple[float | None, ...] = ()
 
@@ -122,7 +123,7 @@ class Branch:
     scored: BoolArray
     rank: int | None = None
     score: float | None = None
-    label: bool | None = None
+    label: bool | float | None = None
     step_ends: tuple[int, ...] = ()
     step_labels: tuple[float, ...] = ()
     signals: Mapping[str, FloatArray] = field(default_factory=dict)
@@ -192,7 +193,7 @@ class Batch:
         prompt_S: which tree [0, P) of the batch each sequence belongs to. length_S: scored tokens of each sequence.
         chosen_N, rejected_N: sequences of each preference pair. margin_N: its strength (0 where none is given).
         tied_N: neither of the pair was preferred; such pairs are there only for methods that learn from ties.
-        rank_S, label_S, score_S: what the data says of each sequence (-1, False, nan where nothing).
+        rank_S, label_S, score_S: what the data says of each sequence (-1, 0, nan where nothing); a label is in [0, 1].
         step_index_J, step_label_J: index into M of labelled step ends, and their labels.
         index_P: each tree's place in its data set (key of the reference cache).
         sampled_T, old_logps_T, advantages_T, returns_T, old_values_T, weights_T: SIGNALS of the scored tokens; None where a branch

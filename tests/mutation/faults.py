@@ -258,7 +258,7 @@ COLUMNS: tuple[Line, ...] = (
     ("weight without collision", "def _weight", "difference(_given(view, \"logps_T\"), _given(view, \"collision_T\"))", "_given(view, \"logps_T\")"),
     ("short lists padded with 0", "def _ranked", "values_S[table.clamp(min=0)], -torch.inf", "values_S[table.clamp(min=0)], 0.0"),
     ("margin ignored", "", "view.batch.margin_N.float()", "view.batch.margin_N.float() * 0"),
-    ("labels flipped", "", "\"label\": lambda view: view.batch.label_S,", "\"label\": lambda view: ~view.batch.label_S,"),
+    ("labels flipped", "", "\"label\": lambda view: view.batch.label_S > 0.5,", "\"label\": lambda view: view.batch.label_S < 0.5,"),
     ("scores of the rejected for both", "", "\"chosen_scores\": _score(\"chosen_N\")", "\"chosen_scores\": _score(\"rejected_N\")"),
 )
 METHODS: tuple[Line, ...] = (

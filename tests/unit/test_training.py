@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,10 +20,12 @@ from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS
 from prefopt.pack.prepare import Prepared
-from prefopt.settings import LoraSettings, ReferenceSettings
+from prefopt.rollout.policy import RewardModel
+from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
 from prefopt.training import loop
 from prefopt.training.fit import Interrupted, fit
 from prefopt.training.setup import Setup
+from prefopt.types import TokenTree
 from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
 
 AT_REFERENCE = {
@@ -302,3 +305,31 @@ def _assert_same_weights(one: Path, other: Path, tolerance: float) -> None:
     assert mine.keys() == theirs.keys()
     for name, weight in mine.items():
         torch.testing.assert_close(weight, theirs[name], atol=tolerance, rtol=tolerance)
+
+
+# --- soft labels --------------------------------------------------------------------------------------------------------
+
+
+def soft_rows(*labels: float | bool) -> list[TokenTree]:
+    """Thumbs with these labels."""
+    made = rows_for("orm", len(labels))
+    return [replace(t, branches=(replace(t.branches[0], label=label),)) for t, label in zip(made, labels, strict=True)]
+
+
+def test_an_outcome_label_may_be_soft(tmp_path: Path) -> None:
+    """The first loss is the cross-entropy by hand; true and 1 are one label, 0.5 is neither."""
+    labels = (0.25, 0.9, True, False)
+    model, trees = language_model("orm"), soft_rows(*labels)
+    assert isinstance(model, RewardModel)
+    p = 1 / (1 + np.exp(-np.array(model.tree_scores(trees))))
+    y = np.array(labels, dtype=float)
+    train = TrainSettings(steps=1, batch_size=4, learning_rate=1e-3, seed=1)
+    fit(Setup(method="orm", train=train), model, Prepared(trees, [], Preflight(None, None)), out=tmp_path)
+    assert losses_of(tmp_path) == pytest.approx([float(-(y * np.log(p) + (1 - y) * np.log(1 - p)).mean())], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["kto", "bco", "apo_zero_unpaired"])
+def test_thumbs_are_not_soft(method: str, tmp_path: Path) -> None:
+    data = Prepared(soft_rows(True, 0.9), [], Preflight(None, None))
+    with pytest.raises(DataError, match=rf"rows.jsonl:2: {method} learns from thumbs up and down.*\n.*train orm"):
+        fit(Setup(method=method), language_model(method), data, out=tmp_path)

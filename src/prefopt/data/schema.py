@@ -175,11 +175,11 @@ class Row:
             raise DataError(f"'{name}' is not a finite number", where=self.where, fix="mend or remove the row")
         return number
 
-    def as_label(self, value: object, name: str) -> bool:
-        """Thumbs up or down: true, false, 1 or 0."""
-        if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
-            return bool(value)
-        raise self.wrong(name, value, "true or false")
+    def as_label(self, value: object, name: str) -> bool | float:
+        """Thumbs up or down: true, false, 1 or 0; or a soft label between 0 and 1."""
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            return bool(value) if value in (0, 1) else float(value)
+        raise self.wrong(name, value, "true, false or a number in [0, 1]")
 
     def step_labels(self, name: str, steps: int) -> tuple[float | None, ...]:
         """One label in [0, 1], a boolean or null for each step."""

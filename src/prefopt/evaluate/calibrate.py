@@ -181,7 +181,7 @@ def _judged(trees: Sequence[TokenTree], scores: Sequence[Floats], unit: Unit) ->
 def _labels(tree: TokenTree, unit: Unit) -> list[float]:
     if unit == "step":
         return [label for branch in tree.branches for label in branch.step_labels]
-    return [float(bool(branch.label)) for branch in tree.branches]
+    return [float(branch.label or 0) for branch in tree.branches]
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def _signal(view: View, name: str, otherwise: Tensor | None = None) -> Tensor:
 def _explored(view: View) -> Tensor:
     """[N] summed log-probs of that answer of each pair which the reference sampled: the one whose label is False."""
     chosen, rejected = COLUMNS["chosen"](view), COLUMNS["rejected"](view)
-    return torch.where(view.batch.label_S[view.batch.chosen_N], rejected, chosen)
+    return torch.where(COLUMNS["label"](view)[view.batch.chosen_N], rejected, chosen)
 
 
 def _ranked(values: Column) -> Column:
@@ -152,7 +152,8 @@ COLUMNS: dict[str, Column] = {
     # sequences [S]
     "policy": _totals("logps_T", ""),
     "reference": _totals("ref_logps_T", ""),
-    "label": lambda view: view.batch.label_S,
+    "label": lambda view: view.batch.label_S > 0.5,
+    "outcome": lambda view: view.batch.label_S.float(),
     "length": lambda view: view.batch.length_S.float(),
     "scores": lambda view: _given(view, "scores_S"),
     # tokens [T]: those that likelihood terms learn
@@ -206,7 +207,7 @@ def probe(reference: bool = True, *, steps: bool | None = None) -> View:
         margin_N=torch.zeros(1),
         tied_N=torch.zeros(1, dtype=torch.bool),
         rank_S=two,
-        label_S=two == 0,
+        label_S=(two == 0).float(),
         score_S=torch.zeros(2),
         step_index_J=two + 1,
         step_label_J=torch.ones(2),

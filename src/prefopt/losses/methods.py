@@ -118,6 +118,11 @@ class Method:
         return any(column == "margin" and name in required for name, column in self.arguments.items())
 
     @property
+    def needs_thumbs(self) -> bool:
+        """Whether labels have to be true or false, none between."""
+        return "label" in self.needs
+
+    @property
     def units(self) -> frozenset[str]:
         """Units to count over the step: the keys `reduce` looks up."""
         return frozenset({self.unit}).union(*(METHODS[name].units for name in self.plus))

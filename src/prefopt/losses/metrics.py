@@ -68,7 +68,7 @@ def of_logps(view: View, data: str, *, beta: float, per_token: bool) -> dict[str
         reward_S = beta * (token_mean(ratio_S, COLUMNS["length"](view)) if per_token else ratio_S)
         totals: Totals = {}
         if data == "labels":
-            label = view.batch.label_S
+            label = COLUMNS["label"](view)
             for name, side in (("chosen", label), ("rejected", ~label)):
                 totals |= {f"rewards/{name}": _total(reward_S[side]), f"logps/{name}": _total(policy_S[side])}
         elif view.batch.pairs:

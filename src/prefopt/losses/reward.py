@@ -126,22 +126,22 @@ def graded(
     return -F.logsigmoid(gap - strength)
 
 
-def outcome_bce(scores: Tensor, label: Tensor) -> Tensor:
+def outcome_bce(scores: Tensor, outcome: Tensor) -> Tensor:
     """Outcome reward model: binary cross-entropy of the whole answer, right or wrong.
 
     -y log σ(r) - (1-y) log σ(-r)  (Cobbe et al. 2021, arXiv 2110.14168, section 4.2, at the last token).
 
-    ln 2 at r = 0; the minimum lies where σ(r) is the share of right answers. Unlike Bradley-Terry's, these scores are comparable across
-    prompts. Gradient on r: σ(r) - y.
+    ln 2 at r = 0; the minimum lies where σ(r) is the share of right answers; a soft label y is such a share (of raters, rollouts). Unlike
+    Bradley-Terry's, these scores are comparable across prompts. Gradient on r: σ(r) - y.
 
     Args:
         scores: [S] score of the answer.
-        label: [S] bool, whether it is right (or liked).
+        outcome: [S] whether it is right (or liked), in [0, 1].
 
     Returns:
         [S].
     """
-    return step_bce(scores, label)
+    return step_bce(scores, outcome)
 
 
 def step_bce(logits: Tensor, labels: Tensor) -> Tensor:

@@ -132,6 +132,8 @@ def shown(renderer: Any, tree: TokenTree) -> dict[str, Any]:
 
 def _branch_name(tree: TokenTree, i: int) -> str:
     branch = tree.branches[i]
+    if isinstance(branch.label, float):
+        return f"label {branch.label:g}"
     if branch.label is not None:
         return "thumbs up" if branch.label else "thumbs down"
     if branch.rank is None or len(tree.branches) == 1:

@@ -359,6 +359,10 @@ def _check(setup: Setup, data: Prepared) -> None:
     train = setup.train
     if not data.train:
         raise OptionError("no rows are left to train on", where="data.path", fix="see the preflight table for why they were dropped")
+    soft = next((t for t in data.train if any(isinstance(b.label, float) for b in t.branches)), None) if setup.row.needs_thumbs else None
+    if soft is not None:
+        fix = "round the labels to true and false, or train orm"
+        raise DataError(f"{setup.method} learns from thumbs up and down, and this label lies between", where=soft.where, fix=fix)
     bare = next((tree for tree in data.train if tree.margin is None), None) if setup.row.needs_margin else None
     if bare is not None:
         raise DataError(f"{setup.method} needs a column `margin`, and this row has none", where=bare.where, fix="add it, or train dpo")
