@@ -244,7 +244,7 @@ class KLSettings:
     place: Literal["reward", "advantage", "loss"] | None = None
     """Taken from the reward before the baseline, from the advantage after it, or a term of the loss."""
     estimator: Literal["k1", "k2", "k3"] | None = None
-    """Of a term of the loss; in rewards and advantages it is always k1."""
+    """Of a term of the loss; in rewards and advantages it is always k1. With a target or a budget k2 stands for k3, which cannot hold."""
     ratio: bool = False
     """Multiply a term of the loss by the ratio to the policy that sampled: its gradient is then that of KL(pi || ref)."""
     target: Positive | None = None

@@ -218,6 +218,16 @@ def test_a_budget_that_cannot_be_kept_stops_the_run(tmp_path: Path, capsys: pyte
     assert "above its budget of 0.05 for 10 rounds in a row" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("asked", [{"budget": 2.0}, {"target": 2.0}])
+def test_a_steered_penalty_can_hold_the_policy(asked: dict[str, float]) -> None:
+    """The gradient of plain k3 is that of KL(ref || pi), which cannot; who asks for it gets it."""
+    assert Setup(method="grpo").held.estimator == "k3"
+    assert Setup(method="grpo", kl=KLSettings(**asked)).held.estimator == "k2"
+    assert Setup(method="grpo", kl=KLSettings(**asked, estimator="k3")).held.estimator == "k3"
+    assert Setup(method="grpo", kl=KLSettings(**asked, ratio=True)).held.estimator == "k3"
+    assert Setup(method="ppo", kl=KLSettings(**asked)).held.estimator == "k1"
+
+
 def test_an_adaptive_coefficient_moves(tmp_path: Path) -> None:
     run(tmp_path, "rloo", kl=KLSettings(target=5.0, horizon=100))
     coefficients = [row["kl/coefficient"] for row in metrics_of(tmp_path)]

@@ -410,6 +410,29 @@ def test_models_of_one_baseline_make_a_frontier(tmp_path: Path) -> None:
     assert min(found.marks, key=lambda mark: mark.y).name == "mid"
     assert "Reward against distance" in page_of(run)[0].said
     assert scatter.frontier(evaluations[:1]) is None
+    assert not found.curves
+    assert found.path.count(",") == 4
+
+
+def test_the_frontier_shows_what_could_be_had(tmp_path: Path) -> None:
+    run = tmp_path / "two"
+    best = [{"n": n, "kl": k, "reward": r, "low": r - 0.1, "high": r + 0.1} for n, k, r in ((1, 0.0, 0.1), (2, 0.19, 0.4), (4, 0.64, 0.6))]
+    optimum = [{"beta": 1.0, "kl": k, "reward": r, "low": r, "high": r, "effective": 8.0} for k, r in ((0.0, 0.1), (0.5, 0.6), (1.0, 0.7))]
+    told = {"metric": "gold", "draws": 32, "fewest": 4.0, "best_of_n": best, "optimum": optimum}
+    for i, (name, gold, kl) in enumerate((("ppo", 0.3, 2.0), ("dpo", 0.4, 1.5))):
+        folder_of = write_stage(run, {"kind": "evaluate", "name": f"evaluate-{name}", "suite": "world"}, seconds=i)
+        rows = [figure("gold", gold, 0.1, model=name), figure("kl", kl, 0.2, model=name), figure("gold", 0.1, 0.1, model="sft")]
+        more = {"frontier": told} if name == "ppo" else {}
+        write_json(folder_of / "evaluation.json", {"suite": "world", "model": name, "baseline": "sft", "n": 300, "rows": rows, **more})
+    found = scatter.frontier([evidence.evidence(stage) for stage in folder.read(run).stages])
+    assert found is not None
+    assert [curve.name for curve in found.curves] == ["optimum, estimated", "best of n"]
+    assert [mark for _, _, mark in found.curves[1].dots] == ["2", "4"]
+    assert found.curves[0].end[1] < min(mark.y for mark in found.marks)
+    assert found.path == ""
+    page = page_of(run)[0].said
+    assert "32 answers of sft to each request" in page
+    assert "where it ends 8 effective answers" in page
 
 
 def test_calibration_is_drawn_as_a_curve(tmp_path: Path) -> None:

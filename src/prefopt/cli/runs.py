@@ -22,8 +22,8 @@ def quickstart(
 ) -> None:
     """Run the whole pipeline on a synthetic world, on a CPU.
 
-    Pretrain, SFT, sample pairs, simulated annotators, DPO, evaluation against the known truth, and an HTML report; about
-    three minutes on two cores.
+    Pretrain, SFT, sample pairs, simulated annotators, DPO, a reward model and PPO, evaluation against the known truth, and an HTML
+    report; about three minutes on two cores.
 
     Example: prefopt quickstart --out runs/first
     """

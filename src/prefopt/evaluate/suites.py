@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import DataError, OptionError, did_you_mean
-from prefopt.evaluate import capability, formats, guardrail, pairs, preference, rewardbench, robustness, safety, shift, truth
+from prefopt.evaluate import capability, formats, frontier, guardrail, pairs, preference, rewardbench, robustness, safety, shift, truth
 from prefopt.evaluate.bench import Bench, Findings
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import write, write_jsonl
@@ -31,11 +31,12 @@ SUITES: dict[str, Suite] = {
     "pairs": Suite(pairs.run, pairs.lacks),
     "guardrail": Suite(guardrail.run, guardrail.lacks),
     "rewardbench": Suite(rewardbench.run, rewardbench.lacks),
+    "frontier": Suite(frontier.run, frontier.lacks),
 }
 """Name -> suite, in the order in which they run and are told."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "default": tuple(name for name in SUITES if name not in ("rewardbench", "guardrail")),
+    "default": tuple(name for name in SUITES if name not in ("rewardbench", "guardrail", "frontier")),
     "world": ("truth", "preference", "shift", "safety"),
 }
 """Names that stand for several suites: those of them are run that the models and the data allow."""

@@ -134,7 +134,18 @@ class TokensSettings:
 
 FormatName = Literal["alpaca_eval", "inspect", "lm_eval"]
 SuiteName = Literal[
-    "default", "world", "truth", "preference", "shift", "safety", "robustness", "capability", "pairs", "guardrail", "rewardbench"
+    "default",
+    "world",
+    "truth",
+    "preference",
+    "shift",
+    "safety",
+    "robustness",
+    "capability",
+    "pairs",
+    "guardrail",
+    "rewardbench",
+    "frontier",
 ]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from prefopt.report.charts import Range, Tick, apart, spanning, ticks
 from prefopt.report.evidence import Evidence, Figure
-from prefopt.report.folder import items
+from prefopt.report.folder import items, mapping
 from prefopt.report.words import fixed, number, percent
 
 WIDTH, HEIGHT = 560, 340
@@ -22,6 +22,26 @@ class Point(NamedTuple):
     y: tuple[float, float, float]
     name: str
     told: str
+
+
+class Course(NamedTuple):
+    """A line to compare with: its points, its name, a class of the style sheet, and what is written at each point ("" for no dot)."""
+
+    points: Sequence[tuple[float, float]]
+    name: str
+    style: str
+    marks: Sequence[str] = ()
+
+
+class Curve(NamedTuple):
+    """A drawn course: its path, its dots with what is written there, its end, its name and where that stands."""
+
+    path: str
+    dots: tuple[tuple[float, float, str], ...]
+    end: tuple[float, float]
+    name: str
+    style: str
+    label: float
 
 
 class Mark(NamedTuple):
@@ -52,6 +72,7 @@ class Scatter:
     path: str
     guide: str
     told: str
+    curves: tuple[Curve, ...] = ()
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -68,8 +89,9 @@ def scatter(
     titles: tuple[str, str],
     *,
     diagonal: bool = False,
+    courses: Sequence[Course] = (),
 ) -> Scatter:
-    """Lay out points; a diagonal is where both figures are equal."""
+    """Lay out points; a diagonal is where both figures are equal. Points are joined where there is no course to compare them with."""
     across, up = axes
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -77,15 +99,15 @@ def scatter(
         return round(LEFT + (RIGHT - LEFT) * share[0], 1), round(BOTTOM - (BOTTOM - TOP) * share[1], 1)
 
     placed = [(point, at(point.x[0], point.y[0])) for point in points]
-    order = sorted(range(len(placed)), key=lambda i: placed[i][1][1])
-    heights = dict(zip(order, apart([placed[i][1][1] for i in order], 14, TOP, BOTTOM), strict=True))
+    drawn = [(course, [at(x, y) for x, y in course.points if x <= across.high]) for course in courses]
+    ends = [place[1] for _, place in placed] + [places[-1][1] for _, places in drawn]
+    order = sorted(range(len(ends)), key=ends.__getitem__)
+    heights = dict(zip(order, apart([ends[i] for i in order], 14, TOP, BOTTOM), strict=True))
     marks = tuple(
         Mark(*place, at(p.x[1], 0)[0], at(p.x[2], 0)[0], at(0, p.y[2])[1], at(0, p.y[1])[1], p.name, heights[i])
         for i, (p, place) in enumerate(placed)
     )
-    line = " ".join(f"{x:g},{y:g}" for _, (x, y) in placed)
-    ends = [at(level, level) for level in (max(across.low, up.low), min(across.high, up.high))]
-    guide = "M" + "L".join(f"{x:g} {y:g}" for x, y in ends) if diagonal else ""
+    corners = [at(level, level) for level in (max(across.low, up.low), min(across.high, up.high))]
     return Scatter(
         title,
         "",
@@ -94,10 +116,17 @@ def scatter(
         marks,
         tuple(Tick(at(value, up.low)[0], label) for value, label in ticks(across)),
         tuple(Tick(at(across.low, value)[1], label) for value, label in ticks(up)),
-        line,
-        guide,
+        "" if courses else " ".join(f"{x:g},{y:g}" for _, (x, y) in placed),
+        "M" + "L".join(f"{x:g} {y:g}" for x, y in corners) if diagonal else "",
         "; ".join(point.told for point in points),
+        tuple(_curve(course, places, heights[len(placed) + i]) for i, (course, places) in enumerate(drawn)),
     )
+
+
+def _curve(course: Course, places: Sequence[tuple[float, float]], label: float) -> Curve:
+    path = "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
+    dots = tuple((x, y, mark) for (x, y), mark in zip(places, course.marks, strict=False) if mark)
+    return Curve(path, dots, places[-1], course.name, course.style, label)
 
 
 _FRONTIER = (
@@ -130,9 +159,37 @@ def _frontier(metric: str, found: Sequence[tuple[Evidence, Figure, Figure]], bas
     start = found[0][0].get(metric, model=baseline)
     if start and start.bounded:
         points.insert(0, Point((0.0, 0.0, 0.0), _ends(start), baseline, f"{baseline}: {write(start.value)}"))
-    axes = (spanning([end for p in points for end in p.x], include=(0.0,)), spanning([end for p in points for end in p.y]))
+    told = (mapping(e.stage.evaluation.get("frontier")) for e, _, _ in found)
+    limits = next((each for each in told if each.get("metric") == metric), {})
+    courses = _courses(limits)
+    far = [end for p in points for end in p.x]
+    high = [y for course in courses for _, y in course.points]
+    axes = (
+        spanning([*far, *(x for c in courses for x, _ in c.points)], include=(0.0,)),
+        spanning([*high, *(y for p in points for y in p.y)]),
+    )
     titles = ("nats an answer", {"gold": "gold reward", "reward": "reward", "win_rate": "win rate"}[metric])
-    return scatter("Reward against distance", _FRONTIER.format(baseline=baseline), points, axes, titles)
+    caption = _FRONTIER.format(baseline=baseline) + (_limits(limits, baseline) if courses else "")
+    return scatter("Reward against distance", caption, points, axes, titles, courses=courses)
+
+
+def _courses(told: Mapping[str, Any]) -> list[Course]:
+    """The estimated optimum and the best of n, as the frontier suite tells them."""
+    best, optimum = ([row for row in items(told.get(name)) if isinstance(row, dict)] for name in ("best_of_n", "optimum"))
+    courses = [Course([(p["kl"], p["reward"]) for p in optimum], "optimum, estimated", "optimum")] if len(optimum) > 1 else []
+    if len(best) > 1:
+        marks = ["" if p["n"] == 1 else str(p["n"]) for p in best]
+        courses.append(Course([(p["kl"], p["reward"]) for p in best], "best of n", "best", marks))
+    return courses
+
+
+def _limits(told: Mapping[str, Any], baseline: str) -> str:
+    draws, end = told["draws"], told["optimum"][-1]
+    return (
+        f" No policy lies above the optimum of reward under a KL penalty, here {draws} answers of {baseline} to each request weighed by "
+        f"exp(reward/β): an estimate, and where it ends {number(end['effective'], 2)} effective answers a request carry it. Best of n "
+        "stands at its largest possible KL, log n − (n − 1)/n."
+    )
 
 
 def calibration(found: Evidence) -> Scatter | None:

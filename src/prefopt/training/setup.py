@@ -77,9 +77,12 @@ class Setup:
         online, kl = self.row.online, self.kl
         if online is None:
             return kl
-        own = online.kl or (0.05 if kl.budget or kl.target else 0.0)
+        steered = bool(kl.budget or kl.target)
+        own = online.kl or (0.05 if steered else 0.0)
         coefficient = own if kl.coefficient is None else kl.coefficient
-        return replace(kl, coefficient=coefficient, place=kl.place or online.place, estimator=kl.estimator or online.estimator)
+        # What is steered is KL(pi || ref). The gradient of plain k3 is that of KL(ref || pi), at most 1 a token however far the policy is.
+        estimator = kl.estimator or ("k2" if steered and online.estimator == "k3" and not kl.ratio else online.estimator)
+        return replace(kl, coefficient=coefficient, place=kl.place or online.place, estimator=estimator)
 
     @property
     def needs_reference(self) -> bool:
