@@ -106,13 +106,13 @@ def scaling(steps: int, rounds: int) -> list[dict[str, Any]]:
         for _ in range(rounds):
             for name, shape in shapes.items():
                 folder = Path(temporary) / name.replace(" ", "-")
-                offline.VOCAB = shape["vocabulary"]
+                model = offline.MODELS["11M"]._replace(vocabulary=shape["vocabulary"])
                 if not folder.exists():
                     folder.mkdir()
-                    offline.make_model(folder, "11M")
+                    offline.make_model(folder, model)
                 data = rows((steps + 2) * BATCH, **shape)
                 write(folder, data, "dpo")
-                work[name] = offline.useful_work("dpo", "11M", data[:1], lora=False)
+                work[name] = offline.useful_work("dpo", model, data[:1], lora=False)
                 _, warm = run(folder, "dpo", steps=2)
                 _, spent = run(folder, "dpo", steps=steps + 2)
                 best[name] = max(best[name], steps * BATCH / (spent["steps"] - warm["steps"]))
@@ -128,7 +128,7 @@ def overhead(steps: int) -> list[dict[str, Any]]:
     for method in ("sft", "dpo"):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            offline.make_model(folder, "11M")
+            offline.make_model(folder, offline.MODELS["11M"])
             write(folder, rows(steps * BATCH, **BASE), method)
             total, spent = run(folder, method, steps=steps, save_every=max(1, steps // 3), eval_every=max(1, steps // 2))
         found.append({"method": method, "seconds": total, "inside": spent[INSIDE], "share_outside": 1 - spent[INSIDE] / total})

@@ -7,6 +7,8 @@ First both sides must compute the same loss on the first batch (within 1e-3). Th
 clock from the start of one step to the end of the last, everything between included; peak memory of the process (of the GPU where there
 is one). The share of the machine counts useful work alone: matrix products over distinct tokens, three of the policy and one of a
 reference that is not cached, no work done twice; against the best rate that this machine reached on a square product.
+On a GPU TRL gets what is fastest there and installed: flash-attn and Liger's layers. Its fused head needs no setting; DPOTrainer 1.16 has
+its padding-free batches switched off.
 
     dpo, dpo_cached     the reference in the loop, or its log-probs computed before the timed steps on both sides
     ranking             DPO on all six pairs of four ranked answers; TRL reads them as six rows, and its steps hold as many pairs
@@ -17,6 +19,7 @@ reference that is not cached, no work done twice; against the best rate that thi
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
 import os
@@ -29,15 +32,34 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PROFILES = {"hh": (134, 55), "tldr": (350, 33), "ultrafeedback": (120, 220)}
 """Median tokens of prompt and answer; lengths are log-normal."""
 TASKS = ("dpo", "dpo_cached", "ranking", "reward", "sft")
 ANSWERS = {"ranking": 4, "sft": 1}
-MODELS = {"11M": (256, 704, 8, 4), "60M": (640, 1728, 10, 10)}
-"""hidden, feed-forward, layers, heads; vocabulary 8192, untied."""
 VOCAB, BATCH, WARM = 8192, 8, 2
+
+
+class Shape(NamedTuple):
+    """A Llama with the sizes of some model."""
+
+    hidden: int
+    feed_forward: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int = VOCAB
+    tied: bool = False
+
+
+MODELS = {
+    "11M": Shape(256, 704, 8, 4, 4),
+    "60M": Shape(640, 1728, 10, 10, 10),
+    "qwen2.5-0.5b": Shape(896, 4864, 24, 14, 2, 151936, tied=True),
+    "qwen2.5-1.5b": Shape(1536, 8960, 28, 12, 2, 151936, tied=True),
+}
+"""The first two for a CPU, the others for a GPU."""
 
 
 def rows(profile: str, count: int, task: str = "dpo", seed: int = 0) -> list[dict[str, Any]]:
@@ -65,12 +87,13 @@ def as_data(task: str, found: Sequence[dict[str, Any]], *, pairs: bool) -> list[
     return [{"prompt": prompt, "chosen": better, "rejected": worse} for prompt, better, worse in both]
 
 
-def useful_work(task: str, size: str, found: Sequence[dict[str, Any]], *, lora: bool) -> float:
+def useful_work(task: str, shape: Shape, found: Sequence[dict[str, Any]], *, lora: bool) -> float:
     """Floating-point operations that the rows need: 2 a weight and position forward, twice that backward, attention and head included.
 
     Under LoRA the frozen weights need no gradient of their own, so the backward pass costs about as much as the forward pass.
     """
-    hidden, feed_forward, layers, _ = MODELS[size]
+    hidden, layers = shape.hidden, shape.layers
+    a_layer = 2 * hidden**2 + 2 * hidden**2 * shape.kv_heads / shape.heads + 3 * hidden * shape.feed_forward
     references = 1 if task in ("dpo", "ranking") else 0
     passes = (2 if lora else 3) + references
     total = 0.0
@@ -78,26 +101,25 @@ def useful_work(task: str, size: str, found: Sequence[dict[str, Any]], *, lora: 
         prompt, answers = len(row["prompt"].split()), [len(answer.split()) + 1 for answer in row["answers"]]
         positions = prompt + sum(answers)
         seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in answers)
-        total += 2 * positions * layers * (4 * hidden**2 + 3 * hidden * feed_forward) + 4 * seen * hidden * layers
-        total += 2 * sum(answers) * hidden * VOCAB if task != "reward" else 0
+        total += 2 * positions * layers * a_layer + 4 * seen * hidden * layers
+        total += 2 * sum(answers) * hidden * shape.vocabulary if task != "reward" else 0
     return passes * total
 
 
-def make_model(folder: Path, size: str) -> None:
+def make_model(folder: Path, shape: Shape) -> None:
     """A random Llama, a perturbed reference beside it (so that losses can be compared), and a tokenizer of one word a token."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    hidden, feed_forward, layers, heads = MODELS[size]
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=feed_forward, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads, max_position_embeddings=4096, tie_word_embeddings=False, bos_token_id=None, eos_token_id=2,
-        pad_token_id=0,
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.feed_forward, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, max_position_embeddings=4096, tie_word_embeddings=shape.tied,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
-    vocabulary = {"<pad>": 0, "<unk>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
+    vocabulary = {"<pad>": 0, "<unk>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, shape.vocabulary)}}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
@@ -163,8 +185,10 @@ def run_trl(task: str, folder: Path, steps: int, args: argparse.Namespace) -> di
         "lr_scheduler_type": "constant", "use_cpu": not torch.cuda.is_available(), "bf16": args.precision == "bf16", "report_to": "none",
         "save_strategy": "no", "logging_steps": 1, "gradient_checkpointing": False, "max_length": 4096, "optim": "adamw_torch_fused",
         "disable_tqdm": True, "dataloader_pin_memory": False, "train_sampling_strategy": "sequential",
+        "use_liger_kernel": installed("liger_kernel"),
     }  # fmt: skip
     rest = {"processing_class": AutoTokenizer.from_pretrained(folder / "policy"), "callbacks": [Clock()], "train_dataset": data}
+    form = {"dtype": torch.float32, "attn_implementation": "flash_attention_2" if installed("flash_attn") else "sdpa"}
     if args.lora:
         from peft import LoraConfig
 
@@ -173,25 +197,32 @@ def run_trl(task: str, folder: Path, steps: int, args: argparse.Namespace) -> di
         from trl import RewardConfig, RewardTrainer
 
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(folder / "policy", num_labels=1, **form)
         trainer = RewardTrainer(model, args=_config(RewardConfig, common), **rest)
     elif task == "sft":
         from trl import SFTConfig, SFTTrainer
 
         flat = {"padding_free": True, "max_length": None} if args.padding_free else {}
 
-        model = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(folder / "policy", **form)
         trainer = SFTTrainer(model, args=_config(SFTConfig, {**common, **flat}), **rest)
     else:
         from trl import DPOConfig, DPOTrainer
 
         config = _config(DPOConfig, {**common, "beta": 0.1, "precompute_ref_log_probs": task == "dpo_cached"})
         names = ("policy",) if args.lora else ("policy", "reference")
-        models = [AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in names]
+        models = [AutoModelForCausalLM.from_pretrained(folder / name, **form) for name in names]
         trainer = DPOTrainer(*models, args=config, **rest)
     trainer.train()
     first = next(row["loss"] for row in trainer.state.log_history if "loss" in row)
     return _result(first, stamps[2 * WARM], stamps[-1], steps)
+
+
+def installed(module: str) -> bool:
+    """Whether a GPU kernel of TRL's is there to be used; there is no GPU use of one on a CPU."""
+    import torch
+
+    return torch.cuda.is_available() and importlib.util.find_spec(module) is not None
 
 
 def _config(kind, options):  # type: ignore[no-untyped-def]
@@ -248,7 +279,7 @@ def compare(task: str, profile: str, args: argparse.Namespace) -> dict[str, Any]
     """Rounds of both sides on one task and profile, the machine's rate measured between them."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        make_model(folder, args.model)
+        make_model(folder, MODELS[args.model])
         steps = {"prefopt": args.steps * 4 + WARM, "trl": args.steps + WARM}
         data = rows(profile, steps["prefopt"] * BATCH, task)
         found: dict[str, list[dict[str, float]]] = {"prefopt": [], "trl": []}
@@ -262,7 +293,7 @@ def compare(task: str, profile: str, args: argparse.Namespace) -> dict[str, Any]
     ratios = [ours / theirs for ours, theirs in zip(speed["prefopt"], speed["trl"], strict=True)]
     peak = {name: max(run["peak_gb"] for run in runs) for name, runs in found.items()}
     timed = data[WARM * BATCH :]
-    a_row = useful_work(task, args.model, timed, lora=args.lora) / len(timed)
+    a_row = useful_work(task, MODELS[args.model], timed, lora=args.lora) / len(timed)
     tokens = sum(len(row["prompt"].split()) + sum(len(a.split()) + 1 for a in row["answers"]) for row in timed) / len(timed)
     best = statistics.median(speed["prefopt"])
     return {
@@ -283,7 +314,7 @@ def same_loss(task: str, args: argparse.Namespace) -> float:
     """Difference of the two sides' loss on one and the same batch, in fp32."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, losses = Path(temporary), []
-        make_model(folder, args.model)
+        make_model(folder, MODELS[args.model])
         for name in ("prefopt", "trl"):
             write(folder, task, rows("hh", BATCH, task), name)
             losses.append(side(name, task, folder, WARM + 1, args, "fp32")["first_loss"])

@@ -126,7 +126,7 @@ def compare(precision: str, args: argparse.Namespace) -> None:
     runs: dict[str, list[dict[str, float]]] = {"prefopt": [], "trl": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        offline.make_model(folder, args.model)
+        offline.make_model(folder, offline.MODELS[args.model])
         write_prompts(folder, PROMPTS * (args.steps + 1))
         for _ in range(args.rounds):
             for name, found in runs.items():
