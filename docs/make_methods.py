@@ -17,6 +17,8 @@ from pathlib import Path
 from prefopt.losses.columns import probe
 from prefopt.losses.explain import COUPLINGS, DATA, logged, plain, prose
 from prefopt.losses.methods import METHODS, Method
+from prefopt.losses.published import PUBLISHED, WITHOUT
+from prefopt.pipeline.kinds import SECTIONS
 from prefopt.verify.claims import CLAIMS
 from prefopt.verify.run import BOUNDS
 
@@ -172,24 +174,47 @@ class Recipe:
         self.about = text.partition("\n")[0].removeprefix(f"# {name}: ")
         values = re.findall(r"^ +(\w+): ([^\s#][^#\n]*?)(?:  # (.*))?$", text, flags=re.MULTILINE)
         self.values = {key: (value, comment) for key, value, comment in reversed(values)}
+        self.settings: dict[str, tuple[str, str]] = {}
+        section = ""
+        for opened, key, value, comment in re.findall(r"^    (?:(\w+):|  (\w+): ([^\s#][^#\n]*?)(?:  # (.*))?)$", text, flags=re.MULTILINE):
+            section = opened or section
+            self.settings |= {f"{section}.{key}": (value, comment)} if key else {}
         data = re.search(r"data\.path=(\S+)", text)
         self.data = data.group(1) if data else "data.jsonl"
 
 
-def options(method: Method, recipe: Recipe) -> list[str]:
-    """Every option with its default and the value of the recipe."""
-    said = described(method)
+FROM_PAPERS = (
+    "The column *paper* holds what the paper's own experiments used; an empty cell was not found there. The defaults are one set for each "
+    "family, so that its methods compare at an equal tie to the reference, for a full fine-tune of about 7B parameters."
+)
+
+
+def settings(name: str, method: Method) -> dict[str, str]:
+    """Setting -> default, of the settings that the method has its own defaults of or its paper values of."""
+    rate = f"{method.learning_rate:g}".replace("e-0", "e-")
+    own = {key: plain(value) for key, value in (method.online.settings if method.online else {}).items()} | {"train.learning_rate": rate}
+    shared = [key for key in PUBLISHED.get(name, {}) if key not in own and key not in method.options]
+    return own | {key: plain(getattr(SECTIONS[key.partition(".")[0]], key.partition(".")[2])) for key in shared}
+
+
+def options(name: str, method: Method, recipe: Recipe) -> list[str]:
+    """Every option with its default, the value of the recipe and that of the paper."""
+    said, paper = described(method), PUBLISHED.get(name, {})
     rows = []
-    for name, default in method.options.items():
-        value, comment = recipe.values.get(name, ("", ""))
-        rows.append((f"`{name}`", f"`{plain(default)}`", f"`{value}`" if value else "", marked(said.get(name) or comment)))
-    rows += [(f"`mix.{name}`", f"`{weight:g}`", "", f"weight of the [{name}]({name}.md) term") for name, weight in method.plus.items()]
-    if method.online:
-        own = method.online.settings.items()
-        rows += [(f"`{key}`", f"`{plain(value)}`", "", "see [Reinforcement learning](../reinforcement-learning.md)") for key, value in own]
-    rate, given = f"{method.learning_rate:g}".replace("e-0", "e-"), recipe.values.get("learning_rate", ("", ""))[0]
-    rows.append(("`train.learning_rate`", f"`{rate}`", f"`{given}`", "full fine-tune of about 7B; small models take more"))
-    return ["## Options", "", *table(("option", "default", "recipe", "meaning"), rows)]
+    for key, default in method.options.items():
+        value, comment = recipe.values.get(key, ("", ""))
+        rows.append((key, plain(default), value, marked(said.get(key) or comment)))
+    rows += [(f"mix.{key}", f"{weight:g}", "", f"weight of the [{key}]({key}.md) term") for key, weight in method.plus.items()]
+    for key, default in settings(name, method).items():
+        value, comment = recipe.settings.get(key, ("", ""))
+        page = "[Recipes](../recipes.md)" if key.startswith("train.") else "[Reinforcement learning](../reinforcement-learning.md)"
+        rows.append((key, default, value, marked(comment) or f"see {page}"))
+    told = [marked(WITHOUT[name]), ""] if name in WITHOUT else [FROM_PAPERS, ""]
+    cells = (
+        (f"`{key}`", f"`{default}`", f"`{value}`" if value else "", marked(paper.get(key, "")), words)
+        for key, default, value, words in rows
+    )
+    return ["## Options", "", *told, *table(("option", "default", "recipe", "paper", "meaning"), cells)]
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -276,7 +301,7 @@ def page(name: str, method: Method) -> str:
         summary(name, method, recipe),
         facts(method),
         example(name, method, recipe),
-        options(method, recipe),
+        options(name, method, recipe),
         ["## Metrics", "", *metrics],
         proof(name),
         peers(name, method),

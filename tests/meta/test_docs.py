@@ -15,6 +15,7 @@ import pytest
 from prefopt.data.read import read
 from prefopt.losses.explain import explain
 from prefopt.losses.methods import METHODS
+from prefopt.losses.published import PUBLISHED, WITHOUT
 from prefopt.pipeline import recipe
 from prefopt.verify import CLAIMS
 
@@ -103,7 +104,8 @@ def test_the_pages_of_methods_are_what_the_code_says() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_page_of_a_method_has_its_formula_data_options_and_claims(name: str) -> None:
-    page = generator().page(name, METHODS[name])
+    made = generator()
+    page = made.page(name, METHODS[name])
     for part in ("## Formula", "## Command", "## Options", "## Metrics", f"prefopt train {name} "):
         assert part in page
     for claim in CLAIMS:
@@ -111,6 +113,10 @@ def test_the_page_of_a_method_has_its_formula_data_options_and_claims(name: str)
             assert "## What verify shows" in page
             assert all(f"`{key}=" in page for key in claim.options)
     assert all(f"| `{option}` |" in page for option in METHODS[name].options)
+    cells = [re.split(r" (?<!\\)\| ", line) for line in page.split("\n")]
+    published = {row[0].strip("| `"): row[3] for row in cells if len(row) == 5 and row[3] not in ("paper", "---", "")}
+    assert published == {key: made.marked(words) for key, words in PUBLISHED.get(name, {}).items()}
+    assert WITHOUT.get(name, "") in page
 
 
 def test_the_example_rows_of_the_pages_are_read_as_their_kind(tmp_path: Path) -> None:

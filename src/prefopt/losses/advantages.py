@@ -149,8 +149,8 @@ def group_advantages(rewards: Tensor, group: Tensor, *, scale: Scale = "group") 
 def group_whitened(rewards: Tensor, group: Tensor) -> Tensor:
     """REINFORCE++ with group baseline: minus the group's mean, whitened over the whole round.
 
-    A = whiten(r - mean of the group)  (Hu et al. 2025, arXiv 2501.03262, section 3.3). One spread for all prompts: an easy prompt's rare
-    failure is not blown up as in GRPO. Equal rewards in every group: exactly 0.
+    A = whiten(r - mean of the group)  (Hu et al. 2025, arXiv 2501.03262 v9, eqs. 6 and 7). One spread for all prompts: an easy prompt's
+    rare failure is not blown up as in GRPO. Equal rewards in every group: exactly 0.
 
     Args:
         rewards: [S].
@@ -165,8 +165,8 @@ def group_whitened(rewards: Tensor, group: Tensor) -> Tensor:
 def reward_to_go(rewards: Tensor, lengths: Tensor, *, gamma: float = 1.0) -> Tensor:
     """REINFORCE++: what is still to come at each token, whitened over all tokens of the round.
 
-    A = whiten(Σ_{s >= t} γ^{s-t} r_s), r the score on the last token minus β k1 on each  (Hu et al. 2025, arXiv 2501.03262, eqs. 5
-    and 6). verl starts the sum anew after every unscored token; here an answer is one sum.
+    A = whiten(Σ_{s >= t} γ^{s-t} r_s), r the score on the last token minus β k1 on each  (Hu et al. 2025, arXiv 2501.03262 v9,
+    eqs. 4 and 5). verl starts the sum anew after every unscored token; here an answer is one sum.
 
     Args:
         rewards: [T] of each token, reward units.

@@ -9,6 +9,7 @@ from prefopt.errors import OptionError, did_you_mean
 from prefopt.losses.columns import probe
 from prefopt.losses.methods import METHODS, Method
 from prefopt.losses.metrics import METRICS_OF_ROUNDS, UNITS_OF_METRICS
+from prefopt.losses.published import PUBLISHED, WITHOUT
 
 DATA = {
     "text": "plain text (rows with `text`)",
@@ -71,9 +72,17 @@ def _lines(name: str, method: Method) -> list[str]:
         *(options or ["  none"]),
         *([f"  {key}={plain(default)}" for key, default in method.online.settings.items()] if method.online else []),
         *plus,
+        *_published(name),
         "Metrics:",
         *(f"  {key}: {text}" for key, text in logged(method)),
     ]
+
+
+def _published(name: str) -> list[str]:
+    """The paper's own values, or why there are none."""
+    if name in WITHOUT:
+        return [WITHOUT[name]]
+    return ["In the paper:", *(f"  {key}: {words}" for key, words in PUBLISHED[name].items())]
 
 
 def logged(method: Method) -> list[tuple[str, str]]:

@@ -322,7 +322,7 @@ METHODS: dict[str, Method] = {
     "cdpo": Method(pairwise.cdpo, "pair", "pairs", "ericmitchell.ai/cdpo.pdf", 5e-7),
     "robust_dpo": Method(pairwise.robust_dpo, "pair", "pairs", "2403.00409 sec. 3.1", 5e-7),
     "ipo": Method(pairwise.ipo, "pair", "pairs", "2310.12036 eq. 17", 5e-7, columns=LENGTHS),
-    "hinge": Method(pairwise.hinge, "pair", "pairs", "2309.06657", 5e-7),
+    "hinge": Method(pairwise.hinge, "pair", "pairs", "2309.06657 eq. 10", 5e-7),
     "exo": Method(pairwise.exo, "pair", "pairs", "2402.00856 eq. 16", 1e-6),
     "discopop": Method(pairwise.discopop, "pair", "pairs", "2406.08414 eq. 5", 5e-7),
     "odpo": Method(pairwise.odpo, "pair", "pairs", "2402.10571", 5e-7, columns={"offset": "margin"}),
@@ -343,7 +343,7 @@ METHODS: dict[str, Method] = {
     "aot_unpaired": Method(pairwise.aot_unpaired, "pair", "pairs", "2406.05882 sec. 3", 5e-7, coupling="batch"),
     # preference pairs without a reference
     "simpo": Method(pairwise.simpo, "pair", "pairs", "2405.14734 eq. 6", 5e-7, per_token=True),
-    "slic": Method(pairwise.slic, "pair", "pairs", "2305.10425 sec. 2", 1e-6),
+    "slic": Method(pairwise.slic, "pair", "pairs", "2305.10425 eq. 4", 1e-6),
     "cpo": Method(pairwise.cpo, "pair", "pairs", "2401.08417 sec. 3", 1e-6, columns={"chosen_len": "chosen_len"}),
     "orpo": Method(pairwise.orpo, "pair", "pairs", "2403.07691 eqs. 4, 6, 7", 8e-6, plus={"sft": 1.0}, per_token=True),
     # thumbs up and down
@@ -361,8 +361,8 @@ METHODS: dict[str, Method] = {
     "prm": Method(reward.step_bce, "step", "steps", "2305.20050", 1e-5, reads="scores", columns=STEPS),
     # the policy's own samples, judged: advantages
     "reinforce": Method(policy.reinforce, "sequence", "prompts", "2402.14740 sec. 3.2", 1e-6, online=RUNNING, within="sum"),
-    "reinforce_pp": Method(policy.ppo_clip, "token", "prompts", "2501.03262 eq. 6", 1e-6, online=TO_GO),
-    "reinforce_pp_baseline": Method(policy.ppo_clip, "token", "prompts", "2501.03262 sec. 3.3", 1e-6, online=WHITENED),
+    "reinforce_pp": Method(policy.ppo_clip, "token", "prompts", "2501.03262 eq. 5", 1e-6, online=TO_GO),
+    "reinforce_pp_baseline": Method(policy.ppo_clip, "token", "prompts", "2501.03262 sec. 3.2", 1e-6, online=WHITENED),
     "remax": Method(policy.reinforce, "sequence", "prompts", "2310.10505 alg. 1", 1e-6, online=GREEDY, within="sum"),
     "rloo": Method(policy.reinforce, "sequence", "prompts", "2402.14740 sec. 4", 1e-6, online=OTHERS, within="sum"),
     "ppo": Method(policy.ppo_clip, "token", "prompts", "1707.06347 eq. 7", 1e-6, online=CRITIC),

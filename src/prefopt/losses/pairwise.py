@@ -133,7 +133,7 @@ def robust_dpo(
 def hinge(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float = 0.1) -> Tensor:
     """RSO's hinge on the implicit reward margin.
 
-    max(0, 1 - βD)  (Liu et al. 2023, arXiv 2309.06657, hinge-norm). Unlike SLiC-HF it uses the reference.
+    max(0, 1 - βD)  (Liu et al. 2023, arXiv 2309.06657, eq. 10, hinge-norm). Unlike SLiC-HF it uses the reference.
 
     1 at policy == reference; no gradient once βD >= 1. D-family.
     """
@@ -513,7 +513,7 @@ def simpo(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejected_len: Te
 def slic(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0, sft_weight: float = 0.1) -> Tensor:
     """SLiC-HF: rank calibration by a hinge on sequence log-probs, no reference.
 
-    max(0, δ - L_w + L_l) - λ L_w, all sums  (Zhao et al. 2023, arXiv 2305.10425, section 2; regularised towards the chosen answer).
+    max(0, δ - L_w + L_l) - λ L_w, all sums  (Zhao et al. 2023, arXiv 2305.10425, eq. 4; regularised towards the chosen answer).
 
     δ - λ L_w where both are equally likely; the hinge is 0 once L_w - L_l >= δ. RSO's hinge, often called SLiC, uses the reference.
 

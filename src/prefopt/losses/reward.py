@@ -129,7 +129,8 @@ def graded(
 def outcome_bce(scores: Tensor, outcome: Tensor) -> Tensor:
     """Outcome reward model: binary cross-entropy of the whole answer, right or wrong.
 
-    -y log σ(r) - (1-y) log σ(-r)  (Cobbe et al. 2021, arXiv 2110.14168, section 4.2, at the last token).
+    -y log σ(r) - (1-y) log σ(-r)  (Cobbe et al. 2021, arXiv 2110.14168, section 4.2). The paper takes the squared error at every token
+    of the answer, and found cross-entropy no different (appendix B); here the score is that of the last token.
 
     ln 2 at r = 0; the minimum lies where σ(r) is the share of right answers; a soft label y is such a share (of raters, rollouts). Unlike
     Bradley-Terry's, these scores are comparable across prompts. Gradient on r: σ(r) - y.
