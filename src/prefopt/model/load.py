@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils import logging as transformers_logging
 
 from prefopt.errors import ModelError
+from prefopt.model.linear import quicken
 from prefopt.model.room import require_room
 from prefopt.settings import ModelSettings
 
@@ -125,6 +126,7 @@ def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTra
                 fix = "check the folder, or start from scratch with model.init=random"
                 raise ModelError(f"cannot load the weights: {_first_line(error)}", where=settings.path, fix=fix) from error
     model.requires_grad_(True)
+    quicken(model)
     if settings.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device())

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from prefopt.model.linear import linear
+
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Logits computed at once: on a CPU what its cache holds, on a GPU what fills it."""
 
@@ -29,7 +31,7 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] of hidden states [n, D], float32 or wider."""
-        z = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        z = linear(hidden, self.weight, self.bias)
         z = z if z.dtype == torch.float64 else z.float()
         z = z * self.scale if self.scale != 1.0 else z
         z = self.softcap * torch.tanh(z / self.softcap) if self.softcap else z
@@ -107,9 +109,9 @@ class _LinearLogps(torch.autograd.Function):
             bonus = None if grads[1] is None else (entropy[part], grads[1][part])
             dz = _logit_gradient(head, hidden[part], target[part], d_logps[part], bonus).to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[part] = dz @ weight
+                d_hidden[part] = linear(dz, weight.T)
             if d_weight is not None:
-                d_weight += dz.T @ hidden[part]
+                d_weight += linear(dz.T, hidden[part].T)
             if d_bias is not None:
                 d_bias += dz.sum(0)
         return (

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from prefopt.model.forward import base_of
+from prefopt.model.linear import Linear
 from prefopt.types import IntArray
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -28,7 +29,7 @@ PACK_BATCH = 32
 PREFILL_TOKENS = 512
 """Tokens of prompts read together: what a layer makes of them stays in the processor's cache."""
 
-Linear = Callable[[torch.Tensor], torch.Tensor]
+Projection = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Layer:
     """One layer. `qkv` gives queries, keys and values side by side, `gate_up` the two halves of the MLP."""
 
     norm: tuple[torch.Tensor, float]
-    qkv: Linear
+    qkv: Projection
     head_norms: tuple[tuple[torch.Tensor, float], ...]
-    out: Linear
+    out: Projection
     mlp_norm: tuple[torch.Tensor, float]
-    gate_up: Linear
-    down: Linear
+    gate_up: Projection
+    down: Projection
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class LeanModel:
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
     norm: tuple[torch.Tensor, float]
-    head: Linear
+    head: Projection
     rotary: Any
     heads: int
     key_heads: int
@@ -118,7 +119,7 @@ def _norm(norm: Any) -> tuple[torch.Tensor, float]:
     return norm.weight, norm.variance_epsilon
 
 
-def _packed(modules: Sequence[torch.nn.Linear]) -> Linear:
+def _packed(modules: Sequence[torch.nn.Linear]) -> Projection:
     """Several projections of one input as one; on a CPU with the weights in the order its kernels read (oneDNN)."""
     weights = [_weight(module) for module in modules]
     weight = torch.cat(weights) if len(modules) > 1 else weights[0]
@@ -137,7 +138,7 @@ def _packed(modules: Sequence[torch.nn.Linear]) -> Linear:
 
 def _known(module: Any) -> bool:
     """Whether a projection is a plain one, or one with LoRA adapters that can be added to it."""
-    if type(module) in (torch.nn.Linear, torch.nn.Embedding):
+    if type(module) in (torch.nn.Linear, Linear, torch.nn.Embedding):
         return True
     return hasattr(module, "get_delta_weight") and hasattr(module, "lora_A") and not any(getattr(module, "use_dora", {}).values())
 
