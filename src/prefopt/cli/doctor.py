@@ -15,6 +15,7 @@ State = Literal["ok", "no", "-"]
 OPTIONAL = {
     "tensorboard": "track.to=tensorboard; pip install 'prefopt[track]'",
     "trackio": "track.to=trackio; pip install 'prefopt[track]'",
+    "lm_eval": "suite lm_eval; pip install 'prefopt[lm-eval]'",
     "wandb": "track.to=wandb; pip install 'prefopt[wandb]'",
 }
 """Packages that add something, and what."""

@@ -91,6 +91,7 @@ class Bench:
         seed: of every bootstrap and of the split of pairs. harm: what requests without a label are (see the safety suite).
         beta: of a policy's implicit reward, where probabilities are made of it.
         false_positive_rate: the bound at which the guardrail suite chooses its threshold.
+        tasks: of lm-eval, by name or YAML file. shots: examples shown before each of their items; the task's own number where None.
         formats: other tools' files to write beside.
         out: the stage's folder. say: is given lines for the user. data_sha256: of the files.
         training: what the models were trained on. seen: what happens to rows of it.
@@ -106,6 +107,8 @@ class Bench:
     harm: str = "auto"
     beta: float = 1.0
     false_positive_rate: float = 0.05
+    tasks: Sequence[str] = ()
+    shots: int | None = None
     formats: Sequence[str] = ()
     out: Path = Path()
     say: Callable[[str], object] = print
@@ -128,8 +131,8 @@ class Bench:
             DataError: there is none.
         """
         found = list(read(self.data.eval_path or self.data.path, limit=self.data.limit))
-        if not found:
-            raise DataError("no rows to evaluate on", fix="see data.path")
+        if not found and not self.tasks:
+            raise DataError("no rows to evaluate on", fix="give data (--data, data.path), or tasks of lm-eval (tasks=[arc_easy])")
         return [as_chat(row) for row in found] if self.data.chat else found
 
     @cached_property

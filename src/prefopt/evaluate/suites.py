@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefopt.errors import DataError, OptionError, did_you_mean
-from prefopt.evaluate import capability, formats, frontier, guardrail, pairs, preference, rewardbench, robustness, safety, shift, truth
+from prefopt.evaluate import (
+    capability,
+    formats,
+    frontier,
+    guardrail,
+    harness,
+    pairs,
+    preference,
+    rewardbench,
+    robustness,
+    safety,
+    shift,
+    truth,
+)
 from prefopt.evaluate.bench import Bench, Findings
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import write, write_jsonl
@@ -32,6 +45,7 @@ SUITES: dict[str, Suite] = {
     "guardrail": Suite(guardrail.run, guardrail.lacks),
     "rewardbench": Suite(rewardbench.run, rewardbench.lacks),
     "frontier": Suite(frontier.run, frontier.lacks),
+    "lm_eval": Suite(harness.run, harness.lacks),
 }
 """Name -> suite, in the order in which they run and are told."""
 
@@ -74,7 +88,9 @@ def chosen(asked: Sequence[str], bench: Bench) -> list[str]:
     for name in asked:
         if name not in SUITES and name not in GROUPS:
             raise OptionError(f"no suite is called '{name}'", where="suite", fix=did_you_mean(name, [*SUITES, *GROUPS]))
-    grouped = [name for group in asked if group in GROUPS for name in GROUPS[group]]
+    grouped = [name for group in asked if group in GROUPS for name in GROUPS[group] if name != "lm_eval" or bench.tasks]
+    if bench.tasks and "lm_eval" not in (*asked, *grouped):
+        raise OptionError("only the suite lm_eval reads tasks", where="tasks", fix="add suite=lm_eval, or leave tasks out")
     lacking = {name: SUITES[name].lacks(bench) for name in (*asked, *grouped) if name in SUITES}
     for name in asked:
         if lacking.get(name):

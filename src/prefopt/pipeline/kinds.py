@@ -146,6 +146,7 @@ SuiteName = Literal[
     "guardrail",
     "rewardbench",
     "frontier",
+    "lm_eval",
 ]
 
 
@@ -162,6 +163,11 @@ class EvaluateOptions:
     """What happens to rows that the models were trained on: an error that names them, left out, or kept."""
     harm: Literal["auto", "harmful", "harmless"] = "auto"
     """What requests are that do not say whether they ask for harm, for safety; auto leaves them out."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of lm-eval, by name or YAML file, for the suite lm_eval (extra lm-eval); data.chat=true asks through the chat template, and
+    data.limit takes the first items of each."""
+    shots: Count | None = None
+    """Examples shown before each item of these tasks; their own number when not given."""
     formats: list[FormatName] = field(default_factory=list)
     """Other tools' files to write beside evaluation.json."""
     false_positive_rate: Annotated[float, Gt(0), Lt(1)] = 0.05

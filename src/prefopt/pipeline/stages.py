@@ -272,6 +272,8 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         harm=options.harm,
         beta=options.beta,
         false_positive_rate=options.false_positive_rate,
+        tasks=options.tasks,
+        shots=options.shots,
         formats=options.formats,
     )
     facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256, "models": {s.path: s.sha256 for s in subjects}}
