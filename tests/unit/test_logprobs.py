@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prefopt.model.logprobs import Head, token_logps, token_logps_plain
+from prefopt.model.logprobs import Head, token_kl, token_logps, token_logps_plain
 
 T, D, V = 23, 8, 41
 
@@ -94,3 +94,17 @@ def test_extreme_logits_stay_finite() -> None:
     assert torch.isfinite(logps.logps_T).all()
     assert torch.isfinite(logps.entropy_T).all()
     assert torch.isfinite(hidden.grad).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_the_kl_of_two_heads_is_what_log_ratios_of_draws_come_to(chunk: int) -> None:
+    mine, theirs = Head(torch.randn(5, 4), temperature=0.5), Head(torch.randn(5, 4), torch.randn(5), softcap=2.0)
+    a_TD, b_TD = torch.randn(7, 4), torch.randn(7, 4)
+    found_T = token_kl(a_TD, mine, b_TD, theirs, chunk=chunk)
+    p_TV = mine.logits(a_TD).softmax(-1)
+    every = [torch.full((7,), token) for token in range(5)]
+    ratios = [token_logps(a_TD, token, mine).logps_T - token_logps(b_TD, token, theirs).logps_T for token in every]
+    assert found_T.tolist() == pytest.approx((p_TV * torch.stack(ratios, 1)).sum(1).tolist(), abs=1e-5)
+    assert (found_T > 0).all()
+    assert token_kl(a_TD, mine, a_TD, mine).abs().max() < 1e-6
+    assert token_kl(a_TD[:0], mine, b_TD[:0], theirs).shape == (0,)

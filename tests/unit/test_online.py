@@ -272,7 +272,11 @@ def test_where_the_penalty_goes() -> None:
     assert found == pytest.approx([a - 2 * d for a, d in zip(spread, [0.75, 0.25, 1.0, 1.0, 1.0, 2.0], strict=True)])
     white = made("loss").advantages(plain, whitened=True)
     assert (white.mean().item(), white.var().item()) == pytest.approx((0, 1), abs=1e-6)
-    assert made("loss").drift_of_answers().tolist() == pytest.approx([0.75, 1.0, 1.0])  # type: ignore[union-attr]
+    assert made("loss").divergence_of_answers() is None
+    exact = [{**part, "kl": np.array(kl)} for part, kl in zip(DRIFTS, ([0.1, 0.2], [0.5], [0.0, 1.0, 2.0]), strict=True)]
+    found_S = Made(GROUPS, exact, 2.0, KLSettings(), OnlineSettings()).divergence_of_answers()
+    assert found_S is not None
+    assert found_S.tolist() == pytest.approx([0.3, 0.5, 3.0])
 
 
 def test_trees_of_a_round_survive_being_stored() -> None:

@@ -27,6 +27,7 @@ class View:
         scores_S: a reward model's score of each sequence. step_logits_J: its logit at each labelled step. With several outputs both have
             a column for each: [S, E], [J, E].
         learns_SE: which outputs learn from each sequence, bool; None for all.
+        kl_T: KL(policy || reference) of the next-token distribution, nats.
         entropy_T: entropy of the policy's next-token distribution, nats. collision_T: log Σ_V p², nats (WPO).
         values_T: the critic's value of the state each scored token was chosen in, reward units.
         room: tokens an answer may have.
@@ -39,6 +40,7 @@ class View:
     scores_S: Tensor | None = None
     step_logits_J: Tensor | None = None
     learns_SE: Tensor | None = None
+    kl_T: Tensor | None = None
     entropy_T: Tensor | None = None
     collision_T: Tensor | None = None
     values_T: Tensor | None = None

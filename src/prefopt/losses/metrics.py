@@ -42,7 +42,7 @@ METRICS_OF_ROUNDS = {
     "frac_reward_zero_std": "share of prompts whose answers all got the same reward",
     "completions/mean_length": "tokens of an answer, its stop token included; also min_length and max_length",
     "completions/clipped_ratio": "share of answers that did not end by themselves",
-    "objective/kl": "KL(policy || reference) at the start of the round, nats an answer: log pi - log pi_ref, summed over tokens",
+    "objective/kl": "KL(policy || reference) at the start of the round, nats an answer: that of each next token, summed",
     "kl/coefficient": "reward units per nat, as the controller set it",
     "critic/vf_explained_var": "share of the returns' variance that the critic knew (ppo)",
     "reward_baseline": "the running baseline (reinforce)",

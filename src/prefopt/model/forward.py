@@ -94,6 +94,11 @@ def logps_and_hidden(model: Any, batch: Batch, *, stats: bool = False, temperatu
     return token_logps(hidden_TD, batch.target_T, head_of(model, temperature), stats=stats), hidden_TD
 
 
+def scored_states(model: Any, batch: Batch, *, temperature: float = 1.0) -> tuple[torch.Tensor, Head]:
+    """The states [T, D] that the batch's scored tokens are read from, and the head that reads them."""
+    return hidden_states(model, batch)[batch.source_T], head_of(model, temperature)
+
+
 def policy_logps(model: Any, batch: Batch, *, stats: bool = False, temperature: float = 1.0) -> TokenStats:
     """The log-probs alone."""
     return logps_and_hidden(model, batch, stats=stats, temperature=temperature)[0]

@@ -73,6 +73,21 @@ def token_logps_plain(hidden_TD: torch.Tensor, target_T: torch.Tensor, head: Hea
     )
 
 
+@torch.no_grad()
+def token_kl(hidden_TD: torch.Tensor, head: Head, other_TD: torch.Tensor, other: Head, *, chunk: int | None = None) -> torch.Tensor:
+    """KL(p || q) = sum_v p_v (log p_v - log q_v) [T] of the next token's distributions p of the one head and q of the other, nats.
+
+    Summed over a sampled answer its mean is the KL of whole answers, as that of log p(y) - log q(y) is, with less variance: the luck of
+    which token was drawn is integrated out (Rao-Blackwell; arXiv 2504.10637).
+    """
+    chunk = chunk or max(16, CHUNK_LOGITS.get(hidden_TD.device.type, 1 << 22) // head.weight.shape[0])
+    found = []
+    for part in _slices(len(hidden_TD), chunk):
+        log_p, log_q = head.logits(hidden_TD[part]).log_softmax(-1), other.logits(other_TD[part]).log_softmax(-1)
+        found.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(found) if found else hidden_TD.new_zeros(0)
+
+
 class _LinearLogps(torch.autograd.Function):
     """The chunked head and its backward: d logp / d z = onehot(y) - p and d entropy / d z = -p (log p + entropy), p = softmax(z)."""
 

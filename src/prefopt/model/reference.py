@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from prefopt.model.forward import base_of, policy_logps
+from prefopt.model.forward import base_of, policy_logps, scored_states
+from prefopt.model.logprobs import Head
 from prefopt.model.split import like
 from prefopt.types import Batch, TokenTree
 
@@ -28,6 +29,10 @@ class Reference(Protocol):
 
     def logps(self, batch: Batch) -> torch.Tensor:
         """Log-probs [T] of the batch's scored tokens, float32, no gradient."""
+        ...
+
+    def states(self, batch: Batch) -> tuple[torch.Tensor, Head]:
+        """The hidden states [T, D] that they come from, and the head that reads them."""
         ...
 
     def sampling(self) -> AbstractContextManager[Any]:
@@ -60,6 +65,11 @@ class FrozenReference:
     def logps(self, batch: Batch) -> torch.Tensor:
         """See `Reference`."""
         return policy_logps(self.model, batch, temperature=self.temperature).logps_T
+
+    @torch.no_grad()
+    def states(self, batch: Batch) -> tuple[torch.Tensor, Head]:
+        """See `Reference`."""
+        return scored_states(self.model, batch, temperature=self.temperature)
 
     def sampling(self) -> AbstractContextManager[Any]:
         """See `Reference`."""
@@ -98,6 +108,12 @@ class AdapterReference:
         """See `Reference`."""
         with self.sampling():
             return policy_logps(self.model, batch, temperature=self.temperature).logps_T
+
+    @torch.no_grad()
+    def states(self, batch: Batch) -> tuple[torch.Tensor, Head]:
+        """See `Reference`; an adapter leaves the head as it is."""
+        with self.sampling():
+            return scored_states(self.model, batch, temperature=self.temperature)
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
@@ -148,6 +164,14 @@ class CachedReference:
         """See `Reference`."""
         found = np.concatenate([self.rows[int(i)] for i in batch.index_P])
         return torch.from_numpy(found).to(batch.source_T.device)
+
+    def states(self, batch: Batch) -> tuple[torch.Tensor, Head]:
+        """A cache knows log-probs alone.
+
+        Raises:
+            RuntimeError: always; options are checked before a run starts.
+        """
+        raise RuntimeError("a cached reference has no hidden states")
 
     def sampling(self) -> AbstractContextManager[Any]:
         """A cache knows no answers but its own.

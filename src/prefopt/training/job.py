@@ -15,7 +15,8 @@ from prefopt.losses.methods import Method
 from prefopt.losses.policy import kl_penalty
 from prefopt.losses.reduce import Term, count
 from prefopt.losses.value import value_clip
-from prefopt.model.forward import logps_and_hidden, reward_outputs
+from prefopt.model.forward import head_of, logps_and_hidden, reward_outputs
+from prefopt.model.logprobs import token_kl, token_logps
 from prefopt.model.reference import Reference
 from prefopt.pack.plan import micro_batches, share
 from prefopt.training import distributed
@@ -75,12 +76,13 @@ class Job:
         counts = {unit: float(sum(count(batch, unit) for batch in batches)) for unit in sorted(units)}
         return distributed.add_up(counts | {"positions": float(sum(batch.tokens for batch in batches))})
 
-    def look(self, batch: Batch, *, stats: bool = False, **known: Any) -> View:
+    def look(self, batch: Batch, *, stats: bool = False, divergence: bool = False, **known: Any) -> View:
         """One forward pass of policy and reference: everything the loss's columns are made from.
 
         Args:
             batch: laid out as this job's model takes it.
             stats: measure entropy too.
+            divergence: measure the KL to the reference of every token's distribution too.
             known: what the coupling found out about the whole step (`kl`, `delta`).
         """
         self.looking_at = batch
@@ -88,13 +90,18 @@ class Job:
             found = reward_outputs(self.model, batch, steps=self.method.unit == "step", logps="logps" in self.method.readings)
             learns = None if self.learns_RE is None else self.learns_RE[batch.index_P[batch.prompt_S]]
             return View(batch=batch, learns_SE=learns, **found)
-        reference = self.reference.logps(batch) if self.reference is not None else None
+        reference, kl_T = self.reference.logps(batch) if self.reference is not None and not divergence else None, None
         measured = stats or self.method.needs_collision or self.entropy > 0
         out, hidden_TD = logps_and_hidden(self.model, batch, stats=measured, temperature=self.temperature)
+        if self.reference is not None and divergence:
+            states_TD, head = self.reference.states(batch)
+            reference = token_logps(states_TD, batch.target_T, head).logps_T
+            kl_T = token_kl(hidden_TD, head_of(self.model, self.temperature), states_TD, head)
         return View(
             batch=batch,
             logps_T=out.logps_T,
             ref_logps_T=reference,
+            kl_T=kl_T,
             entropy_T=out.entropy_T,
             collision_T=out.collision_T,
             values_T=self.critic.values(batch, hidden_TD) if self.critic is not None else None,

@@ -181,12 +181,12 @@ class Rounds:
 
     def _learn_from(self, groups: Sequence[Group], metrics: dict[str, float]) -> list[TokenTree]:
         """The trees of the round; adds what was found out to its metrics."""
-        measured = measure(self.job, [untold(group) for group in groups]) if self._has_to_measure() else []
+        measured = self._measure(groups) if self._has_to_measure() else []
         made = Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
-        drift_S = made.drift_of_answers()
-        if drift_S is not None:
-            metrics["objective/kl"] = float(drift_S.mean())
-            self._steer(float(drift_S.mean()), len(drift_S))
+        kl_S = made.divergence_of_answers()
+        if kl_S is not None:
+            metrics["objective/kl"] = float(kl_S.mean())
+            self._steer(float(kl_S.mean()), len(kl_S))
             metrics["kl/coefficient"] = self.controller.coefficient
         made.coefficient = self.controller.coefficient
         columns = made.columns(self.online)
@@ -306,8 +306,10 @@ class Rounds:
 
     def _kl(self, groups: Sequence[Group]) -> float:
         """KL to the reference, nats an answer, estimated on the policy's samples."""
-        measured = measure(self.job, [untold(group) for group in groups])
-        return float(np.mean([(part["old_logps"] - part["ref_logps"]).sum(dtype=np.float64) for part in measured]))
+        return float(np.mean([part["kl"].sum(dtype=np.float64) for part in self._measure(groups)]))
+
+    def _measure(self, groups: Sequence[Group]) -> list[dict[str, Any]]:
+        return measure(self.job, [untold(group) for group in groups], divergence=self.job.reference is not None)
 
     # --- weights, files, checks
 

@@ -68,12 +68,15 @@ class Round:
 
 
 @torch.no_grad()
-def measure(job: Job, trees: Sequence[TokenTree]) -> list[dict[str, Array]]:
-    """For every branch of the trees, in order: log-probs of policy and reference and the critic's values, arrays of its tokens."""
+def measure(job: Job, trees: Sequence[TokenTree], *, divergence: bool = False) -> list[dict[str, Array]]:
+    """For every branch of the trees, in order: log-probs of policy and reference and the critic's values, arrays of its tokens.
+
+    With `divergence` also the KL of the policy's distribution to the reference's at each token.
+    """
     found: dict[int, list[dict[str, Array]]] = {}
     for batch in job.batches([replace(tree, index=i) for i, tree in enumerate(trees)]):
-        view = job.look(batch)
-        columns = {"old_logps": view.logps_T, "ref_logps": view.ref_logps_T, "old_values": view.values_T}
+        view = job.look(batch, divergence=divergence)
+        columns = {"old_logps": view.logps_T, "ref_logps": view.ref_logps_T, "kl": view.kl_T, "old_values": view.values_T}
         sizes = batch.length_S.tolist()
         parts = {name: [p.numpy() for p in column.float().cpu().split(sizes)] for name, column in columns.items() if column is not None}
         for s, tree in enumerate(batch.prompt_S.tolist()):
@@ -130,9 +133,11 @@ class Made:
             return None
         return self.tokens("old_logps") - self.tokens("ref_logps")
 
-    def drift_of_answers(self) -> Tensor | None:
-        """The same summed over each answer [S]."""
-        return None if self.drift is None else torch.zeros(len(self.lengths), dtype=torch.float64).index_add(0, self.sequence, self.drift)
+    def divergence_of_answers(self) -> Tensor | None:
+        """KL(pi || pi_ref) of the next token summed over the tokens of each answer [S]; its mean is the KL of answers. None likewise."""
+        if not self.measured or "kl" not in self.measured[0]:
+            return None
+        return torch.zeros(len(self.lengths), dtype=torch.float64).index_add(0, self.sequence, self.tokens("kl"))
 
     def columns(self, online: Online) -> dict[str, Any]:
         """What `online.make` may ask for."""
