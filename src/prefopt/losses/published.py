@@ -32,6 +32,7 @@ PUBLISHED: Mapping[str, Mapping[str, str]] = {
         "train.learning_rate": "1e-6, with RMSprop (app. B)",
         "train.batch_size": "64 (app. B)",
     },
+    "cdpo": {"label_smoothing": "between 0 and 0.5, and 0, which is DPO, unless given (authors' code)"},
     "robust_dpo": {
         "beta": "0.1 (app. B)",
         "label_smoothing": "0.1 (sec. 6)",
@@ -128,6 +129,12 @@ PUBLISHED: Mapping[str, Mapping[str, str]] = {
         "kl.coefficient": "0.01, 0.001 for mathematics (v1, table 1)",
     },
     "reinforce_pp_baseline": {**GLOBAL, "kl.estimator": "k2 (v9, eq. 8); its coefficient is not told"},
+    "remax": {
+        "rollout.samples": "1, and the greedy one",
+        "kl.coefficient": "0.05 (authors' code)",
+        "online.epochs": "1 (authors' code)",
+        "train.learning_rate": "1e-6 (authors' code)",
+    },
     "rloo": {"rollout.samples": "2 and 4", **REINFORCE},
     "ppo": {
         "clip_low": "0.2 (table 3)",
@@ -190,21 +197,24 @@ PUBLISHED: Mapping[str, Mapping[str, str]] = {
         "train.batch_size": "128 for its fine-tuning without samples (app. A.1)",
         "online.epochs": "3 (table 5)",
     },
+    "star": {
+        "online.prompts": "10000 (authors' code)",
+        "online.epochs": "40 steps in the first round, a fifth more in each after it (authors' code)",
+        "train.learning_rate": "1e-6 (authors' code)",
+        "train.batch_size": "8 packed sequences (authors' code)",
+    },
 }
 """Method -> option or setting -> the paper's value in a few words. Rows that share a paper share its values."""
 
 UNCHECKED = "The paper's own values are not shown: they could not be checked."
 WITHOUT: Mapping[str, str] = {
-    "cdpo": UNCHECKED,
     "rdpo": UNCHECKED,
     "dpop": UNCHECKED,
     "chipo": UNCHECKED,
-    "pl_dpo": "The paper derives this loss and trains nothing with it; its values for dpo are a start.",
+    "pl_dpo": "The paper derives this loss in its appendix and tells no values for it; those of dpo are a start.",
     "reward_ties": UNCHECKED,
     "reward_ranking": UNCHECKED,
-    "remax": UNCHECKED,
     "xpo": UNCHECKED,
     "iterative_dpo": UNCHECKED,
-    "star": UNCHECKED,
 }
 """Method -> why it has no row in PUBLISHED."""
