@@ -148,6 +148,14 @@ def test_options_already_taken_are_not_offered() -> None:
     assert "smaller model" in advice(small, 10**9)
 
 
+def test_sampled_answers_that_are_compared_can_be_fewer_and_are_in_no_cache() -> None:
+    load = replace(BIG, positions=8 * 100 + 24, longest=8 * 100 + 24, samples=8, answer=100, reference=BIG.parameters)
+    ways = {way.option: way.load for way in ways_out(load, 0)}
+    assert "reference.cache=true" not in ways
+    assert (ways["rollout.samples=2"].longest, ways["rollout.samples=2"].positions) == (224, 224)
+    assert not any(way.option.startswith("rollout") for way in ways_out(BIG, 0))
+
+
 def test_micro_tokens_never_go_below_the_longest_tree() -> None:
     (way,) = [way for way in ways_out(BIG, 0) if "micro_tokens" in way.option]
     assert way.option == "train.micro_tokens=1000"

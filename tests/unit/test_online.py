@@ -359,6 +359,30 @@ def test_what_was_generated_is_kept_when_the_reward_fails(tmp_path: Path) -> Non
         assert len(path.read_text().splitlines()) == 32
 
 
+def test_a_run_whose_reward_fails_goes_on_when_it_is_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was learned before is in a checkpoint, and the end is that of a run that never failed."""
+
+    class Failing(EvenTokens):
+        """Breaks at its third round."""
+
+        calls = 0
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            self.calls += 1
+            if self.calls == 3:
+                raise RewardError("nan for answer 1")
+            return super().judge(rolled)
+
+    whole = run(tmp_path / "whole", "star")
+    with pytest.raises(RewardError, match="nan for answer 1"):
+        run(tmp_path / "cut", "star", reward=Failing())
+    assert "kept as after step 2" in capsys.readouterr().err
+    again = run(tmp_path / "cut", "star")
+    assert "going on from step 2 of 4" in capsys.readouterr().err
+    for name, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[name]), name
+
+
 def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Path) -> None:
     class Shy(EvenTokens):
         """Says nothing of every third answer."""

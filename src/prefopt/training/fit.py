@@ -173,7 +173,7 @@ class Run:
         factor, train = schedule(self.setup.train, self.total), self.setup.train
         with StopRequest() as stop:
             while self.at.step < self.total:
-                trees = self.stream.step(self.at.step)
+                trees = self.next(self.at.step)
                 if self.stream.ended:
                     self.progress.say(f"{self.stream.ended}: stopping")
                     return "stopped"
@@ -190,6 +190,16 @@ class Run:
                     self.progress.say(f"{train.keep_best} has not improved for {train.patience} evaluations: stopping")
                     return "early"
         return "done"
+
+    def next(self, step: int) -> list[TokenTree]:
+        """The trees of a step; where they cannot be had (a reward or a server that fails) the run is kept as it stands."""
+        try:
+            return self.stream.step(step)
+        except PrefoptError as error:
+            if step:
+                self.save()
+                self.progress.say(f"kept as after step {step}: the same command goes on from there")
+            raise error
 
     def step(self, trees: Sequence[TokenTree], lr_factor: float, trackers: Trackers) -> None:
         """One optimizer step, its metrics, and the reference's own step."""

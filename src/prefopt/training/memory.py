@@ -45,6 +45,10 @@ class Load:
     reference: int = 0
     """Parameters of a reference that stays in memory: 0 for none, for a cached one and for an adapter switched off."""
     checkpointing: bool = False
+    samples: int = 0
+    """Sampled answers to a prompt that are compared, and so stay in one tree; 0 where answers are not sampled."""
+    answer: int = 0
+    """Positions of such an answer."""
 
     def parts(self) -> dict[str, int]:
         """Bytes at the peak, by what they are for."""
@@ -156,9 +160,11 @@ def advice(load: Load, limit: int) -> str:
 def ways_out(load: Load, limit: int) -> list[WayOut]:
     """Every option that lowers the load."""
     fewer = max(load.longest, _halved(load, limit))
+    samples = _fewer_samples(load, limit)
     changes: Mapping[str, Callable[[], Load]] = {
         f"train.micro_tokens={fewer}": lambda: replace(load, positions=min(load.positions, fewer)),
-        "reference.cache=true": lambda: replace(load, reference=0),
+        f"rollout.samples={samples}": lambda: _with_samples(load, samples),
+        "reference.cache=true": lambda: load if load.answer else replace(load, reference=0),  # sampled answers are in no cache
         "model.checkpointing=true": lambda: replace(load, checkpointing=True),
         f"lora.rank={RANK}": lambda: replace(load, trained=min(load.trained, _adapters(load)), reference=0),
         "train.precision=bf16": lambda: replace(load, precision="bf16"),
@@ -173,6 +179,19 @@ def _halved(load: Load, limit: int) -> int:
     while positions > load.longest and replace(load, positions=positions).total > limit:
         positions //= 2
     return positions
+
+
+def _fewer_samples(load: Load, limit: int) -> int:
+    """The largest number of answers to compare, halving from the present one, with which the load is within the limit."""
+    samples = load.samples
+    while samples > 3 and _with_samples(load, samples).total > limit:
+        samples //= 2
+    return samples
+
+
+def _with_samples(load: Load, samples: int) -> Load:
+    longest = load.longest - (load.samples - samples) * load.answer
+    return replace(load, samples=samples, longest=longest, positions=max(longest, load.positions - (load.longest - longest)))
 
 
 def _adapters(load: Load) -> int:

@@ -261,6 +261,9 @@ def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree],
         reference=sum(p.numel() for p in base.parameters()) if copied else 0,
         checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in base.modules()),
     )
+    if setup.row.online is not None:
+        compared = "rank" in setup.row.online.gives
+        load = replace(load, samples=setup.rollout.samples if compared else 0, answer=setup.rollout.max_new_tokens)
     if setup.train.shard:
         ranks = distributed.world_size()
         load = replace(load, **{name: getattr(load, name) // ranks for name in ("parameters", "trained", "reference")})
