@@ -99,7 +99,8 @@ def marked(text: str) -> str:
     """Plain text as markdown: nothing of a formula is read as emphasis or HTML, and papers are links."""
     parts = re.split(r"(`[^`]*`)", text)
     for i in range(0, len(parts), 2):
-        parts[i] = re.sub(r"([*_<|\[\]])", r"\\\1", parts[i])
+        parts[i] = re.sub(r"([*_\[\]])", r"\\\1", parts[i])
+        parts[i] = parts[i].replace("<", "&lt;").replace("|", "&#124;")  # which mkdocs does not take with a backslash outside tables
         parts[i] = re.sub(r"(?:arXiv )?\b(\d{4}\.\d{5})\b", r"[arXiv \1](https://arxiv.org/abs/\1)", parts[i])
         parts[i] = re.sub(r"\b(ericmitchell\.ai/\S+\.pdf)", r"[\1](https://\1)", parts[i])
     return "".join(parts)
