@@ -49,6 +49,14 @@ def test_positions_restart_after_the_prompt_in_every_branch() -> None:
     assert pack([tree, tree]).positions_BC.tolist() == [[0, 1, 2, 3, 4, 3] * 2]
 
 
+def test_padding_is_masked_and_an_answer_without_a_rank_has_none() -> None:
+    batch = pad([TokenTree(prompt=_ids(5, 6), branches=(_branch(7, 8, rank=None), _branch(9)))], pad_id=1)
+    assert batch.ids_BC.tolist() == [[5, 6, 7, 8], [5, 6, 9, 1]]
+    assert batch.mask_BC is not None
+    assert batch.mask_BC.tolist() == [[True] * 4, [True, True, True, False]]
+    assert batch.rank_S.tolist() == [-1, 0]
+
+
 def test_a_first_token_that_nothing_precedes_is_not_scored() -> None:
     batch = pack([TokenTree(prompt=_ids(), branches=(_branch(8, 9, 10),))])
     assert batch.target_T.tolist() == [9, 10]
