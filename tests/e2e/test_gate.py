@@ -51,7 +51,9 @@ def test_every_verdict_has_its_exit_code(verdict: str, code: int, models: Path, 
     assert done.code == code, done.err
     assert f"gate: {verdict}" in done.out
     assert json.loads((run / "gate" / "gate.json").read_text())["verdict"] == verdict
-    assert verdict in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert verdict in page
+    assert "run the gate again" not in page
     assert prefopt("gate", run, "--check").code == code
     assert prefopt(*shipping(models, run, f"gate.policy={policy}")).code == code, "a finished gate says the same again"
 

@@ -6,6 +6,7 @@ import doctest
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 
 from prefopt.errors import DataError
-from prefopt.evaluate import capability, refusal, rewardbench, robustness, suites
-from prefopt.settings import JudgeSettings, RolloutSettings
+from prefopt.evaluate import capability, refusal, rewardbench2, robustness, suites, weighted
+from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, Message
 from prefopt.world import World
 from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
@@ -25,7 +26,7 @@ from tests.worlds import language_model
 WORLD = World(0)
 
 
-@pytest.mark.parametrize("module", [refusal, rewardbench])
+@pytest.mark.parametrize("module", [refusal, weighted])
 def test_examples_run(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
 
@@ -167,9 +168,77 @@ def test_equal_weights_give_the_plain_clustered_interval() -> None:
     from prefopt.stats import clustered_mean
 
     values, clusters = np.array([1.0, 0.0, 1.0, 1.0, 0.0, 1.0]), [0, 0, 1, 1, 2, 3]
-    plain, weighted = clustered_mean(values, clusters), rewardbench.weighted_mean(values, np.full(6, 0.3), clusters)
-    assert weighted.value == pytest.approx(plain.value)
-    assert weighted.std_error == pytest.approx(plain.std_error)
+    plain, found = clustered_mean(values, clusters), weighted.weighted_mean(values, np.full(6, 0.3), clusters)
+    assert found.value == pytest.approx(plain.value)
+    assert found.std_error == pytest.approx(plain.std_error)
+
+
+def test_all_right_is_a_share_of_one_and_not_a_certainty() -> None:
+    """Three sections of three thirds each once summed to 1.0000000000000002 with the interval [1, 1]."""
+    values, sections = np.ones(300), ["a", "b", "c"] * 100
+    score, parts = weighted.mean_of_sections(values, sections, np.where(np.arange(300) % 7 == 0, 984 / 447, 1.0), range(300))
+    assert (score.value, score.high) == (1.0, 1.0)
+    assert 0.97 < score.low < 0.995
+    assert all(part.value == 1.0 and 0.9 < part.low < 0.98 for part in parts.values())
+    none, _ = weighted.mean_of_sections(1 - values, sections, np.ones(300), range(300))
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert 0.005 < none.high < 0.03
+
+
+# --- rewardbench 2 ----------------------------------------------------------------------------------------------------
+
+
+def answers_of(right: Sequence[float], wrong: Sequence[float], subset: str = "Ties", name: str = "") -> rewardbench2.Row:
+    scores, good = np.array([*right, *wrong]), np.arange(len(right) + len(wrong)) < len(right)
+    return rewardbench2.Row(None, scores, good, subset, name)  # type: ignore[arg-type]
+
+
+def test_a_shared_first_place_counts_in_part() -> None:
+    assert answers_of([3.0], [1.0, 2.0, 0.0]).credit == 1.0
+    assert answers_of([3.0], [3.0, 2.0, 3.0]).credit == pytest.approx(1 / 3)
+    assert answers_of([1.0], [3.0, 0.0, 0.0]).credit == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ref", "tied", "value"),
+    [
+        (([5.0], [1.0]), ([5.0, 4.0], [1.0, 0.0]), 1.0 + 0.01 * math.tanh(3 / 1 - 1)),  # gaps 4 and 3, spread 1
+        (([2.0], [1.5]), ([5.0, 4.0], [1.0, 0.0]), 0.8 + 0.01 * math.tanh(0.5 - 1)),  # the reference's gap is below the spread
+        (([0.0], [1.0]), ([5.0, 4.0], [4.5, 0.0]), 0.01 * math.tanh(-1 - 1)),  # both wrong
+        (([1.0], [1.0]), ([2.0, 2.0], [2.0]), 0.0),  # 0 / 0 counts as 0
+        (([2.0], [1.0]), ([2.0, 2.0], [1.0]), 1.01),  # the most there is
+    ],
+)
+def test_questions_of_ties_by_hand(ref: Any, tied: Any, value: float) -> None:
+    assert rewardbench2.question(answers_of(*ref), answers_of(*tied)) == pytest.approx(value)
+
+
+def test_lists_of_answers_are_read_and_scored_by_the_second_rule(tmp_path: Path) -> None:
+    words = ["w10", "w11 w12", "w13", "w14 w15", "w16"]
+    kinds = [("Math", 1), ("Math", 1), ("Focus", 1), ("Ties", 1), ("Ties", 3), ("Ties", 1)]
+    names = ["1", "2", "3", "ref:0", "tied:0", "ref:9"]
+    rows = [
+        {"id": name, "prompt": f"w{5 + i % 4}", "chosen": words[:right], "rejected": words[right : 4 + (right > 1)], "subset": subset}
+        for i, ((subset, right), name) in enumerate(zip(kinds, names, strict=True))
+    ]
+    file = tmp_path / "bench2.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = language_model("reward")
+    suites.run("rewardbench", bench_of(tmp_path, model, data=DataSettings(path=str(file))))
+    scores = [model.score([row["prompt"]] * 4, [*row["chosen"], *row["rejected"]][:4]) for row in rows[:3]]
+    firsts = [float(given[0] == max(given)) for given in scores]
+    found = figures_in(tmp_path)
+    assert found["accuracy", "tiny", "Math", ""]["value"] == pytest.approx((firsts[0] + firsts[1]) / 2)
+    parts = [found["accuracy", "tiny", name, ""]["value"] for name in ("Math", "Focus", "Ties")]
+    assert found["rewardbench2", "tiny", "all", ""]["value"] == pytest.approx(sum(parts) / 3)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["ties_without_partner"] == 1
+    told = json.loads((tmp_path / "rewardbench" / "eval-set" / "tiny.json").read_text())
+    assert told.keys() == {"model", "model_type", "chat_template", "Math", "Focus", "Ties"}
+    columns = json.loads((tmp_path / "rewardbench" / "eval-set-scores" / "tiny.json").read_text())
+    assert columns.keys() == {"id", "subset", "num_correct", "text", "scores", "results", "model", "model_type", "chat_template"}
+    assert columns["num_correct"] == [1, 1, 1, 1, 3, 1]
+    assert columns["results"] == [*firsts, None, None, None]
+    assert [len(texts) for texts in columns["text"]] == [4, 4, 4, 4, 5, 4]
 
 
 # --- capability -------------------------------------------------------------------------------------------------------

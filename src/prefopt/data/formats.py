@@ -157,6 +157,9 @@ def _answer(row: Row, column: str) -> Text:
 
 
 def _preference(row: Row) -> Parsed:
+    lists = [_strings(row, name) for name in ("chosen", "rejected")]
+    if any(lists):
+        return Parsed(row.text("prompt"), [Completion(content=text, rank=rank) for rank, texts in enumerate(lists) for text in texts])
     scores = (row.number("score_chosen"), row.number("score_rejected"))
     chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
     prompt = row.text("prompt")
@@ -165,6 +168,13 @@ def _preference(row: Row) -> Parsed:
         if any(turn.role == "user" and turn.content == prompt for turn in chosen[:shared]):
             return Parsed(chosen[:shared], _pair(chosen[shared:], rejected[shared:], scores))
     return Parsed(prompt, _pair(chosen, rejected, scores))
+
+
+def _strings(row: Row, column: str) -> list[str]:
+    """The answers of a column that holds a list of strings (RewardBench 2), empty where it holds one answer."""
+    given = row.fields.get(column)
+    listed = isinstance(given, list) and len(given) > 0 and isinstance(given[0], str)
+    return [str(row.as_text(text, f"{column}[{i}]")) for i, text in enumerate(given)] if listed else []  # type: ignore[arg-type]
 
 
 def _implicit_preference(row: Row) -> Parsed:

@@ -21,7 +21,7 @@ from prefopt.evaluate.rows import figure as row_of
 from prefopt.evaluate.table import kept
 from prefopt.pack.prepare import prepare
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
-from prefopt.stats import Interval, clustered_mean, wilson
+from prefopt.stats import Interval, clustered_mean, score_rate
 from prefopt.types import Example, Text, TokenTree
 
 if TYPE_CHECKING:
@@ -245,22 +245,12 @@ class Bench:
         for part, mask in parts:
             inside = kept(clusters, mask)
             for who, own in zip(self.subjects, values, strict=False):
-                found.append(self.figure(metric, (proportion if share else clustered_mean)(own[mask], inside), who=who, slice=part))
+                level = score_rate(own[mask], clusters=inside) if share else clustered_mean(own[mask], inside)
+                found.append(self.figure(metric, level, who=who, slice=part))
             if self.baseline and len(values) > 1:
                 interval = clustered_mean(values[0][mask] - values[1][mask], inside)
                 found.append(self.figure(metric, interval, slice=part, against=self.baseline, difference_from=self.baseline.name))
         return found
-
-
-def proportion(values: np.ndarray, clusters: Sequence[Hashable] | None = None) -> Interval:
-    """A share: Wilson's interval where every observation is its own cluster, else the clustered mean cut to [0, 1].
-
-    Values between 0 and 1 (ties) have less variance than Wilson's interval allows for, so that it is on the wide side.
-    """
-    if clusters is None or len(set(clusters)) == len(values):
-        return wilson(float(values.sum()), len(values))
-    found = clustered_mean(values, clusters)
-    return found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
 
 
 def slice_of(row: Example) -> str:

@@ -88,19 +88,35 @@ def measure(bench: Bench) -> Measured:
         OptionError: a reward model and a baseline.
         DataError: no row has two completions of unequal rank.
     """
+    found = _preferences(bench.trees, branch_rewards(bench))
+    if not found.pairs:
+        raise DataError("no row holds a preference (two completions of unequal rank)", fix="see `prefopt data check`")
+    return found
+
+
+def branch_rewards(bench: Bench) -> list[np.ndarray]:
+    """For each tree what the model gives its branches, less what the baseline gives them.
+
+    Raises:
+        OptionError: a reward model and a baseline.
+    """
     model, reference = bench.model.model, bench.baseline.model if bench.baseline else None
     if reference is not None and isinstance(model, RewardModel):
         raise OptionError("a reward model is measured against no reference", where="baseline", fix="leave baseline out")
-    found = chosen_and_rejected(model, bench.trees)
-    if not found.pairs:
-        raise DataError("no row holds a preference (two completions of unequal rank)", fix="see `prefopt data check`")
-    return found if reference is None else found._replace(values=found.values - chosen_and_rejected(reference, bench.trees).values)
+    own = rewards(model, bench.trees) if bench.trees else []
+    if reference is None or not own:
+        return own
+    return [mine - theirs for mine, theirs in zip(own, rewards(reference, bench.trees), strict=True)]
 
 
 def chosen_and_rejected(model: LanguageModel, trees: Sequence[TokenTree]) -> Measured:
     """What a model gives both answers of each preference: a reward model its score, a policy the log-prob in nats."""
-    told = zip(trees, rewards(model, trees), strict=True) if trees else ()
-    found = [(Pair(tree, i, j), given[[i, j]]) for tree, given in told for i, j in ranked_pairs(tree.branches)]
+    return _preferences(trees, rewards(model, trees) if trees else [])
+
+
+def _preferences(trees: Sequence[TokenTree], given: Sequence[np.ndarray]) -> Measured:
+    told = zip(trees, given, strict=True)
+    found = [(Pair(tree, i, j), values[[i, j]]) for tree, values in told for i, j in ranked_pairs(tree.branches)]
     return Measured([pair for pair, _ in found], np.array([values for _, values in found]).reshape(-1, 2))
 
 

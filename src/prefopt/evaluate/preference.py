@@ -16,12 +16,12 @@ import numpy as np
 from prefopt.data.read import tables
 from prefopt.errors import DataError, OptionError
 from prefopt.evaluate import judges
-from prefopt.evaluate.bench import Answers, Bench, Findings, proportion, sample_row, slice_of
+from prefopt.evaluate.bench import Answers, Bench, Findings, sample_row, slice_of
 from prefopt.evaluate.judges import Verdicts
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import kept, slices
 from prefopt.rollout.sampler import Sample
-from prefopt.stats import length_controlled_win_rate, length_fit, sign_test
+from prefopt.stats import length_controlled_win_rate, length_fit, score_rate, sign_test
 from prefopt.types import Example, as_text
 
 FEWEST = 10
@@ -80,7 +80,7 @@ def _answered(bench: Bench) -> Contest:
 def _wins(bench: Bench, contest: Contest, part: str, mask: np.ndarray) -> list[Figure]:
     """The win rate of a slice, and of all pairs the length-controlled one."""
     inside, won = kept(contest.mine.clusters, mask), contest.verdicts.preferences[mask]
-    figures = [bench.figure("win_rate", proportion(won, inside), slice=part, against=bench.baseline)]
+    figures = [bench.figure("win_rate", score_rate(won, clusters=inside), slice=part, against=bench.baseline)]
     mine, theirs = (lengths[mask] for lengths in contest.lengths)
     if part == "all" and len(won) > FEWEST:
         controlled = length_controlled_win_rate(won, mine, theirs, clusters=inside, firth=True)

@@ -5,24 +5,23 @@
     score    mean of the sections
 
 A row's subset is its column `subset` (else its slice); its section is its column `section`, else RewardBench's section of the subset,
-else the subset.
+else the subset. Rows with lists of chosen and rejected answers are scored as RewardBench 2 does (`rewardbench2`).
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from prefopt.evaluate import pairs
+from prefopt.evaluate import pairs, rewardbench2
 from prefopt.evaluate.bench import Bench, Findings, slice_of
 from prefopt.evaluate.pairs import Measured, Pair
-from prefopt.evaluate.table import kept, write_jsonl
-from prefopt.stats import Interval, preference_scores
+from prefopt.evaluate.table import write_jsonl
+from prefopt.evaluate.weighted import mean_of_sections, weighted_mean
+from prefopt.stats import preference_scores
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
@@ -42,6 +41,8 @@ lacks = pairs.lacks
 
 def run(bench: Bench) -> Findings:
     """Accuracy of every subset and section, and the score; writes `rewardbench/eval-set` and `rewardbench/eval-set-scores`."""
+    if rewardbench2.is_second(bench):
+        return rewardbench2.run(bench)
     found = pairs.measure(bench)
     right = preference_scores(*found.values.T)
     rows = {row.where: row for row in bench.rows}
@@ -53,47 +54,16 @@ def run(bench: Bench) -> Findings:
         for s in sorted(set(subsets))
         if len(set(subsets)) > 1
     ]
-    named = sorted(set(sections))
-    shares = {name: np.where(np.array(sections) == name, weights, 0.0) for name in named}
-    figures += [bench.figure("section", weighted_mean(right, share, found.groups), slice=name) for name, share in shares.items()]
-    whole = sum(share / share.sum() for share in shares.values()) / len(shares)
-    centre = sum(np.where(share > 0, (right @ share) / share.sum(), 0.0) for share in shares.values())
-    score = bench.figure("rewardbench", weighted_mean(right, np.asarray(whole), found.groups, np.asarray(centre)))
+    score, named = mean_of_sections(right, sections, weights, found.groups)
+    figures += [bench.figure("section", section, slice=name) for name, section in named.items()]
     _write(bench, found, right, subsets)
     told = f"RewardBench score {score.value:.1%} [{score.low:.1%}, {score.high:.1%}] over {len(named)} section{'s' * (len(named) > 1)}"
-    return Findings([score, *figures], {"sections": ", ".join(named)}, [], told)
+    return Findings([bench.figure("rewardbench", score), *figures], {"sections": ", ".join(named)}, [], told)
 
 
 def _section(row: Any, subset: str) -> str:
     named = row.meta.get("section") if row is not None else None
     return str(named) if named else SECTION_OF.get(subset, subset)
-
-
-def weighted_mean(values: np.ndarray, weights: np.ndarray, clusters: Sequence[Hashable], centre: np.ndarray | None = None) -> Interval:
-    """sum w x / sum w, with an interval that holds when observations of a cluster go together.
-
-    Args:
-        values: [n], between 0 and 1.
-        weights: [n]; observations of weight 0 play no part.
-        clusters: observations that go together.
-        centre: what each observation varies around, [n]; the mean where not given.
-
-    >>> weighted_mean(np.array([0.0, 1.0, 1.0]), np.array([1.0, 1.0, 0.0]), "abc")[:4]
-    (0.5, 0.0, 1.0, 2)
-    """
-    share = weights / weights.sum()
-    value = float(share @ values)
-    off = share * (values - (value if centre is None else centre))
-    used = weights > 0
-    sums: dict[Hashable, float] = {}
-    for cluster, part in zip(kept(list(clusters), used), off[used], strict=True):
-        sums[cluster] = sums.get(cluster, 0.0) + float(part)
-    groups, n = len(sums), int(used.sum())
-    if groups < 2:
-        return Interval(value, 0.0, 1.0, n, "one cluster")
-    error = math.sqrt(groups / (groups - 1) * sum(part**2 for part in sums.values()))
-    reach = float(stats.t.ppf(0.975, groups - 1)) * error
-    return Interval(value, max(0.0, value - reach), min(1.0, value + reach), n, "weighted clustered t", 0.95, error, groups - 1)
 
 
 def _write(bench: Bench, found: Measured, right: np.ndarray, subsets: Sequence[str]) -> None:

@@ -71,6 +71,8 @@ class Run:
     stages: tuple[Stage, ...]
     recipe: str = ""
     gate: Json = field(default_factory=dict)
+    judged_in: Path = Path()
+    """The folder of that verdict, which its paths are relative to."""
 
     @property
     def name(self) -> str:
@@ -97,8 +99,9 @@ def read(folder: Path) -> Run:
     if not stages:
         what = "holds no stage of a run (no record.json, metrics.jsonl or evaluation.json)"
         raise DataError(what, where=str(folder), fix="give the folder that `prefopt run` or `prefopt train` wrote (--out)")
-    gates = [_json(place / "gate.json") for place in (folder, *(stage.folder for stage in stages))]
-    return Run(folder=folder, stages=stages, recipe=recipe, gate=next((found for found in reversed(gates) if found), {}))
+    gates = [(found, place) for place in (folder, *(stage.folder for stage in stages)) if (found := _json(place / "gate.json"))]
+    gate, judged_in = gates[-1] if gates else ({}, folder)
+    return Run(folder=folder, stages=stages, recipe=recipe, gate=gate, judged_in=judged_in)
 
 
 def _in_order(folder: Path, recipe: str) -> list[Path]:

@@ -52,13 +52,12 @@ def _rule(found: Json) -> Rule:
 
 def _stale(run: Run) -> bool:
     """Whether a file the verdict rests on is gone or another one now."""
-    return any(_changed(run.folder, name, sha) for name, sha in _flat(run.gate.get("inputs")).items())
+    return any(_changed(run.judged_in / name, sha) for name, sha in _flat(run.gate.get("inputs")).items())
 
 
 def _flat(inputs: Any) -> Mapping[str, str]:
     return {name: sha for name, sha in mapping(inputs).items() if isinstance(sha, str) and len(sha) == 64}
 
 
-def _changed(folder: Path, name: str, sha: str) -> bool:
-    places = [place for place in (folder / name, folder.parent / name, Path(name)) if place.is_file()]
-    return not any(hashlib.sha256(place.read_bytes()).hexdigest() == sha for place in places)
+def _changed(place: Path, sha: str) -> bool:
+    return not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != sha
