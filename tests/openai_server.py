@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_model
 
 from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.sampler import Sample
@@ -18,22 +20,25 @@ from prefopt.settings import RolloutSettings
 
 
 class Completions(http.server.BaseHTTPRequestHandler):
-    """POST /v1/completions, as vLLM answers it; POST /collective_rpc counts reloads.
+    """POST /v1/completions, as vLLM answers it; POST /collective_rpc reads the weights of `folder` again, where there is one.
 
     `faults` may hold: "seed", "top_k", "min_p" (ignored), "raw" (log-probs before temperature and truncation), "names" (tokens as text),
-    "slow", "few" (a choice too few), "down after N".
+    "slow", "few" (a choice too few), "down after N", "off" (log-probs that much too high); of new weights "no reload" (as without
+    VLLM_SERVER_DEV_MODE), "stale after N" (says that it read them, and did not).
     """
 
     sampler: LocalSampler
     faults: dict[str, Any]
     served: list[dict[str, Any]]
     reloads: list[Any]
+    folder: Path | None
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/collective_rpc":
-            self.reloads.append(asked)
-            return self._send(200, {})
+            return self._reload(asked)
+        if self.path == "/reset_prefix_cache":
+            return self._send(200, None)
         self.served.append(asked)
         if len(self.served) > self.faults.get("down after", 10**9):
             return self._send(500, {"error": "CUDA out of memory"})
@@ -41,6 +46,14 @@ class Completions(http.server.BaseHTTPRequestHandler):
             time.sleep(self.faults["slow"])
         choices = [self._choice(i, sample) for i, sample in enumerate(self._sample(asked))]
         return self._send(200, {"choices": choices[: -1 if "few" in self.faults else None]})
+
+    def _reload(self, asked: dict[str, Any]) -> None:
+        if "no reload" in self.faults:
+            return self._send(404, {"detail": "Not Found"})
+        self.reloads.append(asked)
+        if self.folder is not None and len(self.reloads) <= self.faults.get("stale after", 10**9):
+            load_model(self.sampler.model, str(self.folder / "model.safetensors"), strict=False)
+        return self._send(200, {"results": [None]})
 
     def _sample(self, asked: dict[str, Any]) -> list[Sample]:
         """What the model says."""
@@ -56,23 +69,23 @@ class Completions(http.server.BaseHTTPRequestHandler):
 
     def _choice(self, index: int, sample: Sample) -> dict[str, Any]:
         names = [f"token_id:{i}" if "names" not in self.faults else f"tok{i}" for i in sample.ids]
-        logps = [-1.5 if "raw" in self.faults else float(value) for value in sample.logps]
+        logps = [-1.5 if "raw" in self.faults else float(value) + self.faults.get("off", 0.0) for value in sample.logps]
         reason = "stop" if sample.finished else "length"
         return {"index": index, "text": sample.text, "finish_reason": reason, "logprobs": {"tokens": names, "token_logprobs": logps}}
 
     def _send(self, status: int, body: Any) -> None:
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps(body).encode())
+        self.wfile.write(b"" if body is None else json.dumps(body).encode())
 
     def log_message(self, *args: Any) -> None:
         """Nothing on the terminal."""
 
 
 @contextmanager
-def serving(sampler: LocalSampler, **faults: Any) -> Iterator[tuple[str, type[Completions]]]:
+def serving(sampler: LocalSampler, folder: Path | None = None, **faults: Any) -> Iterator[tuple[str, type[Completions]]]:
     """The address of a running server, and its handler, which remembers what it was asked."""
-    handler = type("Handler", (Completions,), {"sampler": sampler, "faults": faults, "served": [], "reloads": []})
+    handler = type("Handler", (Completions,), {"sampler": sampler, "faults": faults, "served": [], "reloads": [], "folder": folder})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:

@@ -171,6 +171,8 @@ class RolloutSettings:
     """local is this process; server is an OpenAI-compatible one at `url`; vllm is vLLM in this process (extra vllm)."""
     url: str | None = None
     """Where the server's API is (http://127.0.0.1:8000/v1)."""
+    folder: str | None = None
+    """The folder the server serves its model from, in training: new weights are written there, and the server reads them again."""
     timeout: Positive = 300.0
     """Seconds one request to the server may take."""
     retries: Count = 2

@@ -145,16 +145,6 @@ def test_prompts_are_checked_before_the_server_is_asked(local: LocalSampler) -> 
         client("http://127.0.0.1:9/v1", local, limit=12).sample(PROMPTS, settings())
 
 
-def test_new_weights_are_saved_and_read_again(local: LocalSampler, tmp_path: Path) -> None:
-    saved: list[str] = []
-    with serving(local) as (url, handler):
-        client(url, local).sync(saved.append, tmp_path)
-    assert saved == [str(tmp_path)]
-    assert handler.reloads == [{"method": "reload_weights"}]
-    with pytest.raises(ModelError, match="did not take the new weights"):
-        client("http://127.0.0.1:9/v1", local).sync(saved.append, tmp_path)
-
-
 # --- vLLM in this process: what it is asked for, and how its answers are read
 
 

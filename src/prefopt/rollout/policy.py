@@ -160,7 +160,7 @@ class Policy(LanguageModel):
 
             if settings.url is None:
                 raise OptionError("a server without an address", where="rollout.url", fix="give rollout.url=http://127.0.0.1:8000/v1")
-            return ServerSampler(settings.url, stops, decode, self.max_length)
+            return ServerSampler(settings.url, stops, decode, self.max_length, folder=settings.folder)
         if settings.engine == "vllm":
             from prefopt.rollout.vllm import VllmSampler
 
@@ -171,6 +171,8 @@ class Policy(LanguageModel):
 
     def sample(self, prompts: Prompts, settings: RolloutSettings) -> list[list[Sample]]:
         """Completions with token ids and log-probs."""
+        if settings.folder is not None:
+            raise OptionError("only training gives a server new weights", where="rollout.folder", fix="leave it out")
         texts = [as_text(prompt) for prompt in prompts]
         sampler = self.sampler(settings, chat=not all(isinstance(text, str) for text in texts))
         return sampler.sample([self.renderer.prompt_ids(text) for text in texts], settings)

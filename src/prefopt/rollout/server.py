@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,15 +23,29 @@ from prefopt.rollout.sampler import Sample, check_prompts, finish, refuse_constr
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
+if TYPE_CHECKING:
+    from prefopt.rollout.policy import LanguageModel
+
 KEY = "PREFOPT_ROLLOUT_KEY"
 """Environment variable with the server's API key."""
+RELOAD = 600.0
+"""Seconds a server may take to read new weights."""
 _TOKEN = re.compile(r"token_id:(\d+)")
 
 
 class ServerSampler:
-    """Samples from the server at `rollout.url` (".../v1"), which serves one model."""
+    """Samples from the server at `rollout.url` (".../v1"), which serves one model, from `folder` where it is to take new weights."""
 
-    def __init__(self, url: str, stop_ids: Sequence[int], decode: Callable[[Sequence[int]], str], limit: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        stop_ids: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        limit: int | None = None,
+        *,
+        folder: str | Path | None = None,
+    ) -> None:
+        self.folder = folder
         self.url, self._stop_ids, self._decode, self._limit = url.rstrip("/"), tuple(stop_ids), decode, limit
         self._shown: set[str] = set()
 
@@ -67,15 +81,21 @@ class ServerSampler:
             raise self._broken(told, kept=(prompts, found))
         return [found[place] for place in range(len(prompts))]
 
-    def sync(self, save: Callable[[str], Any], folder: str | Path) -> None:
+    def sync(self, model: LanguageModel) -> None:
         """Give the server new weights: write them into the folder it serves from, and have it read them again.
 
-        That is vLLM's `reload_weights`, which `vllm serve` offers when started with VLLM_SERVER_DEV_MODE=1.
+        That is vLLM's `reload_weights` and the end of its cache of prompts, which `vllm serve` offers when started with
+        VLLM_SERVER_DEV_MODE=1 (its documentation of sleep mode).
+
+        Raises:
+            ModelError: the server did not do it.
         """
-        save(str(folder))
+        assert self.folder is not None
+        model.save(self.folder)
         base = self.url.removesuffix("/v1")
         try:
-            post(f"{base}/collective_rpc", {"method": "reload_weights"}, timeout=600.0, retries=0, headers=_headers())
+            for path, body in (("collective_rpc", {"method": "reload_weights"}), ("reset_prefix_cache", {})):
+                post(f"{base}/{path}", body, timeout=RELOAD, retries=0, headers=_headers(), empty=True)
         except (Unanswered, RewardError) as error:
             fix = "start it with VLLM_SERVER_DEV_MODE=1"
             raise ModelError(f"the server did not take the new weights: {error}", where=self.url, fix=fix) from None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefopt.errors import OptionError
+from prefopt.model.forward import base_of
 from prefopt.rollout.constrain.machines import listed
 from prefopt.rollout.sampler import Sample, check_prompts, finish, refuse_constraints
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
+
+if TYPE_CHECKING:
+    from prefopt.rollout.policy import LanguageModel
 
 
 class VllmSampler:
@@ -39,8 +43,9 @@ class VllmSampler:
         found = self._engine.generate(given, [self._parameters(place, settings) for place in range(len(prompts))], use_tqdm=False)
         return [[self._sample(answer, settings) for answer in request.outputs] for request in found]
 
-    def sync(self, weights: Sequence[tuple[str, Any]]) -> None:
+    def sync(self, model: LanguageModel) -> None:
         """Take new weights, under the names transformers gives them."""
+        weights = [(name, weight.detach()) for name, weight in base_of(model.model).named_parameters()]
         self._engine.llm_engine.model_executor.driver_worker.model_runner.model.load_weights(weights)
         self._engine.reset_prefix_cache()
 

@@ -39,7 +39,7 @@ def check_online(setup: Setup, online: Online) -> None:
     Raises:
         OptionError: the first that is wrong.
     """
-    for wrong, where, what, fix in (*_samples(setup, online), *_penalty(setup), *_rest(setup, online)):
+    for wrong, where, what, fix in (*_samples(setup, online), *_engine(setup), *_penalty(setup), *_rest(setup, online)):
         if wrong:
             raise OptionError(what, where=where, fix=fix)
 
@@ -55,6 +55,19 @@ def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
     yield ratios and rollout.temperature == 0, "rollout.temperature", what, "set rollout.temperature=1"
     what = "answers cut to a nucleus are no samples of the policy: every ratio would be wrong"
     yield ratios and rollout.top_p < 1, "rollout.top_p", what, "set rollout.top_p=1"
+    what = "answers drawn from the most probable tokens alone are no samples of the policy: every ratio would be wrong"
+    yield ratios and rollout.top_k > 0, "rollout.top_k", what, "set rollout.top_k=0"
+    yield ratios and rollout.min_p > 0, "rollout.min_p", what, "set rollout.min_p=0"
+
+
+def _engine(setup: Setup) -> Iterator[Wrong]:
+    rollout = setup.rollout
+    served = rollout.engine == "server"
+    what, fix = "the server has to be given new weights, and nothing says where it reads them", "name the folder that it serves"
+    yield served and rollout.folder is None, "rollout.folder", what, fix
+    yield rollout.folder is not None and not served, "rollout.folder", "read by rollout.engine=server alone", "leave it out"
+    what = "an engine of its own is given whole models, not adapters"
+    yield rollout.engine != "local" and setup.lora.rank > 0, "lora.rank", what, "sample with rollout.engine=local, or train all weights"
 
 
 def _penalty(setup: Setup) -> Iterator[Wrong]:

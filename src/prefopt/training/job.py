@@ -61,6 +61,8 @@ class Job:
     """Weight of an entropy bonus."""
     room: int = 0
     """Tokens a sampled answer may have."""
+    version: int = 0
+    """Counts changes of the policy's weights."""
     temperature: float = 1.0
     """At which the policy's samples were drawn, and all log-probs are taken."""
 
@@ -145,5 +147,6 @@ class Job:
         """One step of policy and critic; the norm of the policy's gradient, or one of the critic's that is not finite."""
         for optimizer in self.optimizers.values():
             distributed.add_gradients(optimizer.weights.masters.values())
+        self.version += 1
         norms = [optimizer.step(lr_factor) for optimizer in self.optimizers.values()]
         return next((norm for norm in norms if not math.isfinite(norm)), norms[0])

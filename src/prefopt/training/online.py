@@ -21,18 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.errors import DataError, OptionError, RewardError
+from prefopt.errors import DataError, RewardError
 from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
-from prefopt.model.attention import own_attention
-from prefopt.model.forward import base_of
 from prefopt.pack.plan import Plan
-from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.policy import LanguageModel
 from prefopt.rollout.rewards import Reward, Rolled
 from prefopt.rollout.sampler import Sample
 from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watch
 from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, measure, to_tensors, trees_of, untold
+from prefopt.training.sampling import Source
 from prefopt.training.setup import Setup
 from prefopt.types import TokenTree, plain
 
@@ -85,6 +83,7 @@ class Rounds:
         self.best: dict[str, Tensor] = {}
         self.hacked = False
         self.first = self._weights() if self.online.anew == "policy" else {}
+        self.source = Source(job, model, setup.rollout)
         self._check()
 
     # --- the stream
@@ -253,16 +252,16 @@ class Rounds:
         """Answers to each prompt, judged; those that could not be are left out, and prompts without any."""
         settings = replace(self.setup.rollout, samples=samples, seed=self._seed(*stamp))
         own = samples - 1 if self.online.explores and samples > 1 else samples
-        drawn = self._sample(prompts, replace(settings, samples=own), self.job.model)
+        drawn = self.source.sample(prompts, replace(settings, samples=own), self.job.model)
         mine = [[True] * own for _ in prompts]
         if own < samples and self.job.reference is not None:
             with self.job.reference.sampling() as model:
-                other = self._sample(prompts, replace(settings, samples=1, seed=self._seed(*stamp, 1)), model)
+                other = self.source.sample(prompts, replace(settings, samples=1, seed=self._seed(*stamp, 1)), model)
             drawn = [[*a, *b] for a, b in zip(drawn, other, strict=True)]
             mine = [[*flags, False] for flags in mine]
         greedy = [float("nan")] * len(prompts)
         if "greedy" in self.online.arguments:
-            best = self._sample(prompts, replace(settings, samples=1, temperature=0.0), self.job.model)
+            best = self.source.sample(prompts, replace(settings, samples=1, temperature=0.0), self.job.model)
             greedy = [row[0].score for row in self._judge(prompts, best, [[True]] * len(prompts))]
         judged = self._judge(prompts, drawn, mine)
         groups = [
@@ -270,16 +269,6 @@ class Rounds:
             for prompt, answers, score in zip(prompts, judged, greedy, strict=True)
         ]
         return [group for group in groups if group.answers and ("greedy" not in self.online.arguments or not math.isnan(group.greedy))]
-
-    def _sample(self, prompts: Sequence[TokenTree], settings: Any, model: Any) -> list[list[Sample]]:
-        texts = all(tree.example is not None and isinstance(tree.example.prompt, str) for tree in prompts)
-        decode = self.model.renderer.decode if texts else self.model.renderer.answer
-        if settings.engine != "local":
-            what = f"the engine {settings.engine} samples from a model of its own, which the weights of this run do not reach"
-            raise OptionError(what, where="rollout.engine", fix="train with rollout.engine=local")
-        with own_attention(base_of(model), base_of(self.job.model)):
-            sampler = LocalSampler(base_of(model), self.model.renderer.stop_ids, decode, self.model.vocabulary)
-            return sampler.sample([tree.prompt for tree in prompts], settings)
 
     def _judge(self, prompts: Sequence[TokenTree], drawn: Sequence[Sequence[Sample]], mine: Sequence[Sequence[bool]]) -> list[list[Answer]]:
         rolled = [Rolled(_row(tree), sample) for tree, samples in zip(prompts, drawn, strict=True) for sample in samples]
@@ -321,6 +310,7 @@ class Rounds:
         for name, master in self.job.optimizer.weights.masters.items():
             master.copy_(weights[name])
         self.job.optimizer.weights.publish()
+        self.job.version += 1
 
     def _record(self, number: int, groups: Sequence[Group]) -> None:
         """Every judged answer of the round, for people and for later training: a ranking of scored completions a line."""
@@ -344,6 +334,7 @@ class Rounds:
                 what = f"the prompt has {len(tree.prompt)} tokens, with {room} new ones more than the model's {limit}"
                 raise DataError(what, where=tree.where, fix="lower rollout.max_new_tokens, or leave longer prompts out (data.max_length)")
         self.reward.check([_row(tree) for tree in (*self.train, *self.heldout)])
+        self.source.check(self.train[:1])
 
 
 def controller(setup: Setup) -> FixedKL:

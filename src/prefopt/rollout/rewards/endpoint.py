@@ -30,8 +30,10 @@ class Unanswered(Exception):
     """A server that is down, slow, busy or broken: trying again may help."""
 
 
-def post(url: str, body: Mapping[str, Any], *, timeout: float, retries: int, headers: Mapping[str, str] | None = None) -> Any:
-    """The JSON a server answers to a JSON request.
+def post(
+    url: str, body: Mapping[str, Any], *, timeout: float, retries: int, headers: Mapping[str, str] | None = None, empty: bool = False
+) -> Any:
+    """The JSON a server answers to a JSON request; None for no answer but "done", where it may be `empty`.
 
     Raises:
         Unanswered: no usable answer after all retries, with the last reason.
@@ -41,17 +43,18 @@ def post(url: str, body: Mapping[str, Any], *, timeout: float, retries: int, hea
     for attempt in range(1 + retries):
         time.sleep(PAUSE * 2 ** (attempt - 1) if attempt else 0)
         try:
-            return _post(url, body, timeout, headers or {})
+            return _post(url, body, timeout, headers or {}, empty)
         except Unanswered as error:
             told = str(error)
     raise Unanswered(f"{told} (tried {1 + retries} times)" if retries else told)
 
 
-def _post(url: str, body: Mapping[str, Any], timeout: float, headers: Mapping[str, str]) -> Any:
+def _post(url: str, body: Mapping[str, Any], timeout: float, headers: Mapping[str, str], empty: bool) -> Any:
     request = urllib.request.Request(url, json.dumps(body, default=str).encode(), {"Content-Type": "application/json", **headers})
     try:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
-            return json.load(reply)
+            said = reply.read()
+            return None if empty and not said.strip() else json.loads(said)
     except urllib.error.HTTPError as error:
         said = error.read(300).decode(errors="replace").strip()
         told = f"status {error.code} {error.reason}{': ' + said if said else ''}"
