@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefopt.errors import ModelError
 from prefopt.model.linear import quicken
+from prefopt.model.norm import quicken_norms
 from prefopt.model.room import require_room
 from prefopt.settings import ModelSettings
 
@@ -127,6 +128,7 @@ def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTra
                 raise ModelError(f"cannot load the weights: {_first_line(error)}", where=settings.path, fix=fix) from error
     model.requires_grad_(True)
     quicken(model)
+    quicken_norms(model)
     if settings.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device())
