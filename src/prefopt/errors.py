@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PrefoptError(Exception):
@@ -24,6 +25,16 @@ class PrefoptError(Exception):
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__("\n".join(part for part in (f"{where}: {what}" if where else what, fix) if part))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whole."""
+        return _again, (type(self), str(self), self.__dict__)
+
+
+def _again(kind: type[PrefoptError], message: str, fields: dict[str, Any]) -> PrefoptError:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(fields)
+    return error
 
 
 class DataError(PrefoptError):

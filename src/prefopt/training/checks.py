@@ -93,4 +93,6 @@ def _rest(setup: Setup, online: Online) -> Iterator[Wrong]:
     yield setup.critic != CriticSettings() and not online.has_critic, "critic", f"{setup.method} has no critic", "leave it out"
     yield setup.critic.shared and setup.critic.path is not None, "critic.path", "a shared critic is a head on the policy", "leave one out"
     yield setup.reference.cache, "reference.cache", "answers that are sampled later cannot be in a cache", "set reference.cache=false"
-    yield distributed.world_size() > 1, setup.method, "methods that sample run in one process", "start it without torchrun"
+    elsewhere = setup.rollout.engine != "local" and distributed.world_size() > 1
+    what = "an engine is given new weights by one process"
+    yield elsewhere, "rollout.engine", what, "start it without torchrun, or sample with rollout.engine=local"

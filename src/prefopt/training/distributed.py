@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from prefopt.errors import TrainingError
+from prefopt.errors import PrefoptError, TrainingError
+
+T = TypeVar("T")
 
 
 def start() -> None:
@@ -86,6 +89,30 @@ def each(value: str) -> list[str]:
     said: list[str] = [""] * world_size()
     dist.all_gather_object(said, value)
     return said
+
+
+def together(work: Callable[[], T]) -> list[T]:
+    """What `work` gives on every rank, in their order; an error of the user's on one rank is raised on all, so that none waits for it.
+
+    Args:
+        work: may not speak to other ranks itself.
+
+    Raises:
+        PrefoptError: the first rank's that had one.
+    """
+    if world_size() == 1:
+        return [work()]
+    mine: tuple[T | None, PrefoptError | None]
+    try:
+        mine = (work(), None)
+    except PrefoptError as error:
+        mine = (None, error)
+    said: list[Any] = [None] * world_size()
+    dist.all_gather_object(said, mine)
+    failed = next((error for _, error in said if error is not None), None)
+    if failed is not None:
+        raise failed
+    return [value for value, _ in said]
 
 
 def wait() -> None:

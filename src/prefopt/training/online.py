@@ -23,10 +23,11 @@ from torch import Tensor
 
 from prefopt.errors import DataError, RewardError
 from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
-from prefopt.pack.plan import Plan
+from prefopt.pack.plan import Plan, share
 from prefopt.rollout.policy import LanguageModel
-from prefopt.rollout.rewards import Reward, Rolled
+from prefopt.rollout.rewards import Reward, Rolled, Verdict
 from prefopt.rollout.sampler import Sample
+from prefopt.training import distributed
 from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watch
 from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, measure, to_tensors, trees_of, untold
@@ -170,8 +171,9 @@ class Rounds:
             for answer in group.answers
             if answer.own
         ]
-        for watch in self.watch:
-            found = watch(number, answers, metrics)
+        first = distributed.rank() == 0  # who watches writes files, and is told by one rank alone
+        told = distributed.together(lambda: [watch(number, answers, metrics) for watch in self.watch] if first else [])[0]
+        for found in told:
             metrics |= found.metrics
             if found.best:
                 self.best = self._weights()
@@ -249,7 +251,27 @@ class Rounds:
         return asked, kept[:wanted]
 
     def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[Group]:
-        """Answers to each prompt, judged; those that could not be are left out, and prompts without any."""
+        """Answers to each prompt, judged; those that could not be are left out, and prompts without any. Every rank answers and judges its
+        share of the prompts, and all hold all answers then.
+
+        Raises:
+            RewardError: the reward is wrong, or judges nothing.
+        """
+        ranks = distributed.world_size()
+        mine = share(prompts, distributed.rank(), ranks)
+        shares = distributed.together(lambda: self._answered(mine, *stamp, samples=samples) if mine else [])
+        answered = [shares[i % ranks][i // ranks] for i in range(len(prompts))]
+        with_greedy = "greedy" in self.online.arguments
+        for found in ([a for answers, _ in answered for a in answers], [g for _, g in answered if g is not None]):
+            self._some_judged(prompts, answered, [answer.verdict for answer in found])
+        groups = [
+            Group(prompt, tuple(a for a in answers if a.verdict.value is not None), float("nan") if greedy is None else greedy.score)
+            for prompt, (answers, greedy) in zip(prompts, answered, strict=True)
+        ]
+        return [group for group in groups if group.answers and not (with_greedy and math.isnan(group.greedy))]
+
+    def _answered(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[tuple[list[Answer], Answer | None]]:
+        """Judged answers to each prompt, and the greedy one where the method compares with it."""
         settings = replace(self.setup.rollout, samples=samples, seed=self._seed(*stamp))
         own = samples - 1 if self.online.explores and samples > 1 else samples
         drawn = self.source.sample(prompts, replace(settings, samples=own), self.job.model)
@@ -259,38 +281,45 @@ class Rounds:
                 other = self.source.sample(prompts, replace(settings, samples=1, seed=self._seed(*stamp, 1)), model)
             drawn = [[*a, *b] for a, b in zip(drawn, other, strict=True)]
             mine = [[*flags, False] for flags in mine]
-        greedy = [float("nan")] * len(prompts)
+        greedy: list[Answer | None] = [None] * len(prompts)
         if "greedy" in self.online.arguments:
             best = self.source.sample(prompts, replace(settings, samples=1, temperature=0.0), self.job.model)
-            greedy = [row[0].score for row in self._judge(prompts, best, [[True]] * len(prompts))]
-        judged = self._judge(prompts, drawn, mine)
-        groups = [
-            Group(prompt, tuple(answer for answer in answers if answer.verdict.value is not None), score)
-            for prompt, answers, score in zip(prompts, judged, greedy, strict=True)
-        ]
-        return [group for group in groups if group.answers and ("greedy" not in self.online.arguments or not math.isnan(group.greedy))]
+            greedy = [row[0] for row in self._judge(prompts, best, [[True]] * len(prompts))]
+        return list(zip(self._judge(prompts, drawn, mine), greedy, strict=True))
 
     def _judge(self, prompts: Sequence[TokenTree], drawn: Sequence[Sequence[Sample]], mine: Sequence[Sequence[bool]]) -> list[list[Answer]]:
         rolled = [Rolled(_row(tree), sample) for tree, samples in zip(prompts, drawn, strict=True) for sample in samples]
         try:
             found = self.reward.judge(rolled)
-            if found and all(verdict.value is None for verdict in found):
-                what = f"none of {len(found)} answers could be judged: {found[0].note}"
-                raise RewardError(what, where="reward", fix="mend the reward and give the same command again")
         except RewardError as error:
-            path = self.out / "rollouts" / "unjudged.jsonl"
-            _write(path, ({"prompt": plain(answer.example.prompt), "completion": answer.sample.text} for answer in rolled))
-            fix = " ".join(part for part in (error.fix, f"(the answers are kept in {path})") if part)
-            raise RewardError(error.what, where=error.where, fix=fix) from error
+            raise self._kept(error, [(answer.example, answer.sample) for answer in rolled]) from error
         verdicts = iter(found)
         return [
             [Answer(sample, next(verdicts), own) for sample, own in zip(samples, flags, strict=True)]
             for samples, flags in zip(drawn, mine, strict=True)
         ]
 
+    def _some_judged(
+        self, prompts: Sequence[TokenTree], answered: Sequence[tuple[list[Answer], Answer | None]], verdicts: Sequence[Verdict]
+    ) -> None:
+        if not verdicts or any(verdict.value is not None for verdict in verdicts):
+            return
+        what = f"none of {len(verdicts)} answers could be judged: {verdicts[0].note}"
+        error = RewardError(what, where="reward", fix="mend the reward and give the same command again")
+        pairs = zip(prompts, answered, strict=True)
+        raise self._kept(error, [(_row(prompt), answer.sample) for prompt, (answers, _) in pairs for answer in answers])
+
+    def _kept(self, error: RewardError, answers: Sequence[tuple[Any, Sample]]) -> RewardError:
+        """The error, with the place where answers that would be lost are kept."""
+        path = self.out / "rollouts" / f"unjudged{f'-{distributed.rank()}' if distributed.rank() else ''}.jsonl"
+        _write(path, ({"prompt": plain(row.prompt), "completion": sample.text} for row, sample in answers))
+        fix = " ".join(part for part in (error.fix, f"(the answers are kept in {path})") if part)
+        return RewardError(error.what, where=error.where, fix=fix)
+
     def _seed(self, *stamp: int) -> int:
         """Of the samples of one call, whatever was sampled before."""
-        words = np.random.SeedSequence([self.setup.train.seed, self.setup.rollout.seed, *stamp]).generate_state(2)
+        key = (distributed.rank(),) if distributed.world_size() > 1 else ()
+        words = np.random.SeedSequence([self.setup.train.seed, self.setup.rollout.seed, *stamp], spawn_key=key).generate_state(2)
         return int(words[0]) << 20 | int(words[1]) >> 12
 
     def _kl(self, groups: Sequence[Group]) -> float:
@@ -314,6 +343,8 @@ class Rounds:
 
     def _record(self, number: int, groups: Sequence[Group]) -> None:
         """Every judged answer of the round, for people and for later training: a ranking of scored completions a line."""
+        if distributed.rank():
+            return
         rows = (
             {
                 "prompt": plain(_row(group.prompt).prompt),

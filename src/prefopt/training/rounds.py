@@ -15,6 +15,7 @@ from prefopt.losses.online import Online
 from prefopt.rollout.rewards import Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import KLSettings, OnlineSettings
+from prefopt.training import distributed
 from prefopt.training.job import Job
 from prefopt.types import SIGNALS, Branch, TokenTree
 
@@ -81,7 +82,8 @@ def measure(job: Job, trees: Sequence[TokenTree], *, divergence: bool = False) -
         parts = {name: [p.numpy() for p in column.float().cpu().split(sizes)] for name, column in columns.items() if column is not None}
         for s, tree in enumerate(batch.prompt_S.tolist()):
             found.setdefault(int(batch.index_P[tree]), []).append({name: part[s] for name, part in parts.items()})
-    return [branch for i in range(len(trees)) for branch in found[i]]
+    every = {i: branches for part in distributed.together(lambda: found) for i, branches in part.items()}
+    return [branch for i in range(len(trees)) for branch in every[i]]
 
 
 def stand_in(tree: TokenTree) -> TokenTree:
