@@ -120,15 +120,14 @@ def tree_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of queries [1, H, M, D] over a packed row; returns [1, M, H, D] as transformers expects.
 
     Raises:
         RuntimeError: the model does not hand `tree` down, or uses attention sinks; the self-check then takes the padded path.
     """
-    if tree is None or s_aux is not None:
+    if tree is None or others.get("s_aux") is not None:  # attention sinks
         raise RuntimeError("this model's attention cannot take a tree")
     tree.calls += 1
     key, value = (repeat_kv(t, getattr(module, "num_key_value_groups", 1)) for t in (key, value))

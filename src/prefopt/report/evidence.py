@@ -156,7 +156,7 @@ def plots(found: Evidence) -> list[DotPlot]:
         _by_slice(found, "Reward", "reward", _REWARD, "reward", both, fixed),
         _wins(found, "Gold win rate" if gold else "Win rate", _WINS.format(**names)),
         _accuracies(found),
-        _by_slice(found, "Sections", "share of pairs", _SECTIONS, "section", both[-1:], percent, axis=_PERCENT, rule=0.5),
+        _by_slice(found, "Sections", "share of pairs", _SECTIONS, "section", both[-1:], percent, shares=True),
         _shares(found, "Refusals", _CONDUCT_TEXT, _CONDUCT, both),
         _shares(found, "Abilities", _ABILITY_TEXT, _ABILITIES, both),
         _by_slice(found, "Perplexity", "a token", _PERPLEXITY, "perplexity", both, fixed),
@@ -192,7 +192,7 @@ def _pair(found: Evidence) -> list[Who]:
 def _accuracies(found: Evidence) -> DotPlot:
     longer = Who("before", "the longer answer", found.model, "longer_is_chosen")
     who = [longer, Who("after", found.model, found.model)]
-    return _by_slice(found, "Accuracy on held-out pairs", "share of pairs", _ACCURACY, "accuracy", who, percent, axis=_PERCENT, rule=0.5)
+    return _by_slice(found, "Accuracy on held-out pairs", "share of pairs", _ACCURACY, "accuracy", who, percent, shares=True)
 
 
 def _wins(found: Evidence, title: str, caption: str) -> DotPlot:
@@ -200,7 +200,7 @@ def _wins(found: Evidence, title: str, caption: str) -> DotPlot:
     who = [Who("after", found.model, found.model)]
     if found.get(_CONTROLLED):
         who.insert(0, Who("before", "at equal length", found.model, _CONTROLLED))
-    return _by_slice(found, title, "share of requests", caption, "win_rate", who, percent, axis=_PERCENT, rule=0.5)
+    return _by_slice(found, title, "share of requests", caption, "win_rate", who, percent, shares=True)
 
 
 _CONTROLLED = "length_controlled_win_rate"
@@ -215,19 +215,19 @@ def _by_slice(
     who: Sequence[Who],
     write: Format,
     *,
-    axis: Range | None = None,
-    rule: float | None = None,
+    shares: bool = False,
     include: Sequence[float] = (),
 ) -> DotPlot:
+    """A row a slice; shares stand on an axis from 0 to 1 with a rule at a half."""
     names = found.slices(metric)
     figures = [[(w, f) for w in who if (f := found.get(w.metric or metric, name, model=w.model))] for name in names]
     kept = [(name, row) for name, row in zip(names, figures, strict=True) if row]
-    axis = axis or spanning(_ends(row for _, row in kept), include=include)
+    axis = _PERCENT if shares else spanning(_ends(row for _, row in kept), include=include)
     rows = [
         DotRow(f"all {'pairs' if metric == 'accuracy' else 'requests'}" if name == "all" else name, _dots(row, axis, write), _n(row))
         for name, row in kept
     ]
-    return _plot(title, unit, caption, rows, axis, write, rule)
+    return _plot(title, unit, caption, rows, axis, write, 0.5 if shares else None)
 
 
 def _shares(found: Evidence, title: str, caption: str, lines: Sequence[Share], who: Sequence[Who]) -> DotPlot:

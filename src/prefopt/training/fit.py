@@ -147,7 +147,7 @@ def _open(
     if reward is None:
         raise OptionError("nothing rates the answers", where="reward", fix="name a reward.model, .function, .url or .verifier")
     job = build_job(setup, model, [stand_in(tree) for tree in rows], stack, say)
-    return job, Rounds(setup, job, model, data.train, data.heldout, reward, out=out, say=say, watch=watch)
+    return job, Rounds(setup, job, model, data, reward, out=out, say=say, watch=watch)
 
 
 @dataclass

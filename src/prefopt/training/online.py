@@ -24,6 +24,7 @@ from torch import Tensor
 from prefopt.errors import DataError, RewardError
 from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
 from prefopt.pack.plan import Plan, share
+from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import LanguageModel
 from prefopt.rollout.rewards import Reward, Rolled, Verdict
 from prefopt.rollout.sampler import Sample
@@ -46,8 +47,7 @@ class Rounds:
         setup: the method and its settings.
         job: what is trained.
         model: the same as a language model, for its renderer.
-        train: prompts, trees without branches.
-        heldout: likewise.
+        data: prompts to train on and held-out ones, trees without branches.
         reward: judges the answers.
         out: the run folder.
         say: prints a line.
@@ -62,8 +62,7 @@ class Rounds:
         setup: Setup,
         job: Job,
         model: LanguageModel,
-        train: Sequence[TokenTree],
-        heldout: Sequence[TokenTree],
+        data: Prepared,
         reward: Reward,
         *,
         out: Path,
@@ -72,10 +71,10 @@ class Rounds:
     ) -> None:
         assert setup.row.online is not None
         self.setup, self.job, self.model, self.reward, self.online = setup, job, model, reward, setup.row.online
-        self.train, self.heldout, self.out, self.say, self.watch = train, heldout, out, say, watch
-        per_round, self.per_pass = setup.round_size(len(train))
+        self.train, self.heldout, self.out, self.say, self.watch = data.train, data.heldout, out, say, watch
+        per_round, self.per_pass = setup.round_size(len(self.train))
         self.per_steps = setup.online.epochs * self.per_pass
-        self.plan = Plan(len(train), per_round, setup.train.seed)
+        self.plan = Plan(len(self.train), per_round, setup.train.seed)
         self.controller = controller(setup)
         self.baseline: float | None = None
         self.round: Round | None = None
