@@ -174,6 +174,23 @@ def training(runs: Path) -> str:
     return table(("set", "method", "learning rate", *COURSE, "last loss", "held-out loss", "held-out accuracy in training"), rows())
 
 
+def transfer(runs: Path) -> str:
+    """Accuracy of the reward models on sets they were not made for, HHH by section."""
+    folder = runs / "transfer"
+    models = [name for name in SETS if all(finished(folder / f"{name}-on-{which}") for which in ("hhh", "pandalm"))]
+
+    def rows() -> Iterator[Row]:
+        for which, title in (("hhh", "HHH alignment"), ("pandalm", "PandaLM")):
+            found = [load(folder / f"{name}-on-{which}", "evaluation") for name in models]
+            cells = [{r["slice"]: r for r in one["rows"] if r["metric"] == "accuracy"} for one in found]
+            longer = {r["slice"]: r for one in found[:1] for r in one["rows"] if r["metric"] == "longer_is_chosen"}
+            for i, part in enumerate(name for name in (cells[0] if cells else {}) if not name.startswith("better is ")):
+                known = measured(longer[part]) if part in longer else ""
+                yield (title if i == 0 else "", part, cells[0][part]["n"], known, *(measured(own[part]) for own in cells))
+
+    return table(("set", "section", "pairs", "the longer answer", *(f"{SETS[name]} model" for name in models)), rows())
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "shape": shape,
     "base": base,
@@ -181,6 +198,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "data": data,
     "accuracy": accuracy,
     "training": training,
+    "transfer": transfer,
 }
 
 

@@ -189,6 +189,13 @@ def test_alpha_says_why_there_is_none(ratings: list[list[Any]], level: Any, mess
         krippendorff_alpha(ratings, level)
 
 
+@pytest.mark.parametrize("measure", ["raw", "cohen"])
+@pytest.mark.parametrize("raters", [0, 1, 3])
+def test_two_raters_are_asked_for(measure: Any, raters: int) -> None:
+    with pytest.raises(ValueError, match=f"of two raters, found {raters}"):
+        agreement_interval(measure, [[1, 2, 1]] * raters, rng=np.random.default_rng(0))
+
+
 def test_intervals_are_around_the_value_and_narrow_with_more_units() -> None:
     rng, widths = np.random.default_rng(0), []
     for n in (40, 640):

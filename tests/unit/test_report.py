@@ -21,7 +21,7 @@ import prefopt.report.charts
 import prefopt.report.words
 from prefopt import cli
 from prefopt.errors import DataError
-from prefopt.report import build, draw, evidence, folder, lineage, samples, scatter, training
+from prefopt.report import build, draw, draw_frontier, evidence, folder, lineage, samples, scatter, training
 from prefopt.report.charts import Range, Series, panel, spanning, ticks
 from prefopt.report.verdict import verdict
 from tests.run_folders import (
@@ -410,6 +410,12 @@ def test_models_of_one_baseline_make_a_frontier(tmp_path: Path) -> None:
     assert min(found.marks, key=lambda mark: mark.y).name == "mid"
     assert "Reward against distance" in page_of(run)[0].said
     assert scatter.frontier(evaluations[:1]) is None
+    text = draw_frontier(run, tmp_path / "docs" / "frontier.svg").read_text()
+    said = {s.strip() for s in ElementTree.fromstring(text).itertext()}
+    assert {"nats an answer", *(mark.name for mark in found.marks)} <= said
+    assert "http" not in text.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    with pytest.raises(DataError, match="no two evaluations"):
+        draw_frontier(write_run(tmp_path / "alone"), tmp_path / "alone.svg")
     assert not found.curves
     assert found.path.count(",") == 4
 

@@ -40,11 +40,15 @@ def doctor() -> None:
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     picture: Annotated[Path | None, typer.Option(help="Draw one small SVG picture into this file instead.", show_default=False)] = None,
+    frontier: Annotated[
+        Path | None, typer.Option(help="Draw reward against distance (SVG) into this file instead.", show_default=False)
+    ] = None,
 ) -> None:
     """Write the report of a run, one HTML file.
 
     Example: prefopt report runs/quickstart
     """
-    from prefopt.report import build, draw
+    from prefopt.report import build, draw, draw_frontier
 
-    typer.echo(str(draw(run, picture) if picture else build(run)))
+    drawn = [make(run, path) for make, path in ((draw, picture), (draw_frontier, frontier)) if path]
+    typer.echo("\n".join(str(path) for path in drawn or [build(run)]))

@@ -1,4 +1,4 @@
-"""One small picture of a run, an SVG file that stands alone: the figures that count, and one curve."""
+"""Pictures of a run, SVG files that stand alone: the figures that count with one curve, and reward against distance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefopt.errors import DataError
-from prefopt.report import evidence, training
+from prefopt.report import evidence, scatter, training
 from prefopt.report.charts import DotPlot, DotRow, Panel
 from prefopt.report.folder import Run, read
 from prefopt.report.page import environment
@@ -31,7 +31,24 @@ def draw(run: str | Path, out: str | Path) -> Path:
     Raises:
         DataError: there is no run in the folder, or nothing in it to draw.
     """
-    text = render(read(Path(run)))
+    return _write(render(read(Path(run))), out)
+
+
+def draw_frontier(run: str | Path, out: str | Path) -> Path:
+    """Write the picture of reward against distance over the models of a run to `out` (SVG, light and dark) and return its path.
+
+    Raises:
+        DataError: there is no run in the folder, or it has not two models evaluated against one baseline.
+    """
+    evaluations = [evidence.evidence(stage) for stage in read(Path(run)).stages if stage.evaluation]
+    plot = scatter.frontier(evaluations)
+    if plot is None:
+        what = "holds no two evaluations with KL and reward against one baseline"
+        raise DataError(what, where=str(run), fix="run a sweep, as recipes/frontier.yaml does")
+    return _write(environment().get_template("frontier.svg.j2").render(plot=plot), out)
+
+
+def _write(text: str, out: str | Path) -> Path:
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode("utf-8", "replace"))

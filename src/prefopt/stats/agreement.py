@@ -140,6 +140,9 @@ def _weighted(measure: str, data: Any, weights: Weights, level: Level) -> tuple[
         return _krippendorff(data, level)
     if measure not in ("raw", "cohen"):
         raise ValueError(f"measure {measure!r}; known: raw, cohen, fleiss, krippendorff")
+    if len(data) != 2:
+        more = "; fleiss and krippendorff take more" if len(data) > 2 else ""
+        raise ValueError(f"{measure} agreement is of two raters, found {len(data)}{more}")
     a, b = data
     if measure == "cohen":
         return _cohen(a, b, weights), len(a)
