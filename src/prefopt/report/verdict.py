@@ -35,7 +35,7 @@ def verdict(run: Run, evaluations: Sequence[Evidence]) -> Verdict:
     if not told:
         return _unevaluated(run)
     first = next((found for found in told if found.gain("gold")), told[0])
-    others = tuple(_of(found).headline.replace("\n", " ") for found in told if found is not first)
+    others = tuple(f"{found.stage.name}: " + _of(found).headline.replace("\n", " ") for found in told if found is not first)
     main = _of(first)
     return main._replace(also=main.also + others)
 

@@ -219,7 +219,7 @@ class Rounds:
             if budget.within(kl):
                 self.within = self._weights()
             elif budget.spent:
-                what = f"KL was {kl:.3g} nats an answer, above its budget of {budget.budget:g} for {budget.above} rounds in a row"
+                what = f"KL was {kl:.3g} nats an answer, above its budget of {budget.budget:g} for {budget.above} rounds without falling"
                 self.reason = f"{what}, although the coefficient rose to {budget.coefficient:.3g}"
 
     def _renew(self) -> None:
