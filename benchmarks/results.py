@@ -191,6 +191,69 @@ def transfer(runs: Path) -> str:
     return table(("set", "section", "pairs", "the longer answer", *(f"{SETS[name]} model" for name in models)), rows())
 
 
+EXAMINED = {"reward/hh": "HH harmless", "reward/pandalm": "PandaLM", "reward/qa": "QA-Feedback", "prm/prm": "PRMBench"}
+"""Stages that train a reward model and examine it on held-out rows."""
+
+
+def examined(runs: Path) -> str:
+    """What reward models are worth on rows they have not seen."""
+
+    def rows() -> Iterator[Row]:
+        for name, title in EXAMINED.items():
+            folder = runs / name
+            if not finished(folder):
+                continue
+            found, preflight = load(folder, "evaluation"), load(folder, "preflight")
+            beside = next(row for row in found["rows"] if row["metric"] in ("longer_is_chosen", "commoner_label"))
+            ece = (f"{figure(found, f'ece{when}')['value']:.3f}" for when in ("_before", ""))
+            debiased, brier = figure(found, "ece_debiased"), figure(found, "brier")
+            method = load(folder, "record")["stage"]["kind"]
+            counts = (preflight["kept"]["train"], dropped(preflight), f"{found['n']} {found['unit']}s")
+            accuracy = (measured(figure(found, "accuracy")), f"{measured(beside)}")
+            fit = (f"{found['temperature']:.2f}" if found["temperature"] else "-", *ece)
+            yield (title, method, *counts, *accuracy, *fit, f"[{debiased['low']:.3f}, {debiased['high']:.3f}]", f"{brier['value']:.3f}")
+
+    head = ("set", "method", "trained on", "dropped", "held out", "accuracy, % [95%]", "the longer answer, or the commoner label, %")
+    return table((*head, "temperature", "ECE before", "ECE after", "its interval without bias", "Brier"), rows())
+
+
+def course_of_samples(runs: Path) -> str:
+    """How GRPO with a verifier went, in thirds of the run."""
+
+    def rows() -> Iterator[Row]:
+        folder = runs / "gsm8k-grpo" / "grpo"
+        if not finished(folder):
+            return
+        steps = [row for row in updates(folder) if "reward" in row]
+        third = len(steps) // 3
+        for begin in (0, third, 2 * third):
+            part = steps[begin : begin + third if begin < 2 * third else len(steps)]
+            answers = sum(row["rollouts/learned_from"] for row in part)
+            right = sum(row["reward"] * row["rollouts/learned_from"] for row in part)
+            flat = sum(row["frac_reward_zero_std"] for row in part) / len(part)
+            length, cut = (sum(row[f"completions/{name}"] for row in part) / len(part) for name in ("mean_length", "clipped_ratio"))
+            counts = (f"{begin + 1} to {begin + len(part)}", f"{answers:.0f}", f"{right:.0f}", f"{right / answers:.1%}".rstrip("%"))
+            yield (*counts, f"{flat:.0%}".rstrip("%"), f"{length:.0f}", f"{cut:.0%}".rstrip("%"))
+
+    head = ("steps", "answers", "right", "right, %", "problems whose answers were all alike, %", "tokens an answer", "answers cut, %")
+    return table(head, rows())
+
+
+def solved(runs: Path) -> str:
+    """Held-out problems before and after."""
+
+    def rows() -> Iterator[Row]:
+        folder = runs / "gsm8k-grpo" / "math"
+        if not finished(folder):
+            return
+        for row in load(folder, "evaluation")["rows"]:
+            if row["metric"] == "math_accuracy" and row["slice"] == "all":
+                who = f"{row['model']} minus {row['difference_from']}" if row["difference_from"] else row["model"]
+                yield (who, row["n"], measured(row))
+
+    return table(("model", "problems", "solved, % [95% interval]"), rows())
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "shape": shape,
     "base": base,
@@ -199,12 +262,20 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "accuracy": accuracy,
     "training": training,
     "transfer": transfer,
+    "examined": examined,
+    "samples": course_of_samples,
+    "solved": solved,
 }
 
 
 def filled(page: str, runs: Path) -> str:
-    """The page with every table made anew."""
-    return MARKED.sub(lambda match: match[1] + TABLES[match[2]](runs) + match[3], page)
+    """The page with every table made anew; one of whose runs none is there stays as it was."""
+
+    def made(match: re.Match[str]) -> str:
+        found = TABLES[match[2]](runs)
+        return match[0] if found.count("\n") == 2 else match[1] + found + match[3]
+
+    return MARKED.sub(made, page)
 
 
 if __name__ == "__main__":
