@@ -110,6 +110,11 @@ def test_a_server_that_cannot_follow_is_refused_before_the_first_round(faults: A
     assert not (tmp_path / "rollouts").exists()
 
 
+def test_a_server_that_is_not_there_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"did not take the new weights: cannot be reached(.|\n)*see that it runs"):
+        trained(tmp_path, "http://127.0.0.1:9/v1")
+
+
 def test_a_server_that_goes_down_costs_nothing_that_was_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with served(tmp_path / "served", **{"down after": 4 + 8 + 3}) as (url, _), pytest.raises(ModelError, match="of 8 prompts"):
         trained(tmp_path, url)

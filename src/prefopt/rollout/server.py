@@ -97,7 +97,8 @@ class ServerSampler:
             for path, body in (("collective_rpc", {"method": "reload_weights"}), ("reset_prefix_cache", {})):
                 post(f"{base}/{path}", body, timeout=RELOAD, retries=0, headers=_headers(), empty=True)
         except (Unanswered, RewardError) as error:
-            fix = "start it with VLLM_SERVER_DEV_MODE=1"
+            refused = isinstance(error, RewardError)
+            fix = "start vllm serve with VLLM_SERVER_DEV_MODE=1" if refused else "see that it runs and serves rollout.folder"
             raise ModelError(f"the server did not take the new weights: {error}", where=self.url, fix=fix) from None
 
     def _complete(self, place: int, prompt: IntArray, settings: RolloutSettings) -> list[Sample]:
