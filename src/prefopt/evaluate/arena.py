@@ -256,7 +256,7 @@ def _interval_json(found: Interval) -> dict[str, Any]:
 
 def heat_map(found: Arena) -> str:
     """An SVG: rows beat columns, blue where more often than not, orange where less; empty where two never met."""
-    names, cell, left, top = [s.model for s in found.standings], 22, 190, 150
+    names, cell, left, top = [s.model for s in found.standings], 22, 190, 168
     size = cell * len(names)
     wide = left + size + 90
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {top + size + 10}" width="{wide}" role="img" font-size="11">']
@@ -276,11 +276,25 @@ def heat_map(found: Arena) -> str:
     return "".join([*parts, "</svg>"])
 
 
+def _bar(found: Arena, standing: Standing) -> str:
+    """A rating with its interval, drawn on the scale of all ratings; ends beyond it run to the edge."""
+    values = [s.rating.value for s in found.standings]
+    low, room = min(values), 0.15 * (max(values) - min(values)) or 1.0
+
+    def at(value: float) -> float:
+        return round(160 * min(1.0, max(0.0, (value - low + room) / (max(values) - low + 2 * room))), 1)
+
+    r = standing.rating
+    line = f'<line x1="{at(r.low)}" x2="{at(r.high)}" y1="6" y2="6"/>'
+    return f'<svg width="160" height="12" aria-hidden="true">{line}<circle cx="{at(r.value)}" cy="6" r="3.5"/></svg>'
+
+
 def page(found: Arena) -> str:
     """One offline HTML page: the table and the heat map; names are text, never markup."""
     rows = "".join(
         f"<tr><td>{ranks_told(s.ranks)}</td><th scope=row>{html.escape(s.model)}</th><td>{s.rating.value:.0f}</td>"
-        f"<td>{s.rating.low:.0f} to {s.rating.high:.0f}</td><td>{s.won:.1%}</td><td>{s.battles}</td></tr>"
+        f"<td>{s.rating.low:.0f} to {s.rating.high:.0f}</td><td class=bar>{_bar(found, s)}</td>"
+        f"<td>{s.won:.1%}</td><td>{s.battles}</td></tr>"
         for s in found.standings
     )
     how = f"{found.ratings.model}, {found.battles:,} battles ({found.ties:,} ties)"
@@ -290,13 +304,21 @@ def page(found: Arena) -> str:
 
 _PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width, initial-scale=1"><title>Arena</title>
-<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a;background:#fff}}
-.wide{{overflow-x:auto}}table{{border-collapse:collapse}}th,td{{padding:.2rem .7rem;text-align:right}}th[scope=row]{{text-align:left;
-font-weight:400}}tr{{border-bottom:1px solid #ddd}}thead th:nth-child(2){{text-align:left}}</style>
+<style>:root{{--paper:#fdfdfb;--ink:#1c2024;--soft:#59616b;--line:#e4e4df;--after:#1d62b8}}
+@media(prefers-color-scheme:dark){{:root{{--paper:#15181b;--ink:#e9e9e5;--soft:#a7afb8;--line:#2d3237;--after:#7fb3f7}}}}
+@media(max-width:40rem){{.bar{{display:none}}th,td{{padding:.2rem .35rem!important}}}}
+@media print{{:root{{--paper:#fff;--ink:#000}}*{{print-color-adjust:exact}}tr{{break-inside:avoid}}.wide svg{{max-width:100%;height:auto}}}}
+body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:var(--ink);background:var(--paper)}}
+h1,h2{{font-family:"Iowan Old Style",Palatino,Charter,Georgia,"Liberation Serif",serif;font-weight:500}}
+p{{max-width:40rem;color:var(--soft)}}
+.wide{{overflow-x:auto}}table{{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}}
+th,td{{padding:.2rem .7rem;text-align:right;white-space:nowrap}}th[scope=row]{{text-align:left;font-weight:400}}
+tr{{border-bottom:1px solid var(--line)}}thead th:nth-child(2){{text-align:left}}svg text{{fill:var(--ink)}}
+.bar svg{{vertical-align:middle}}.bar line{{stroke:var(--after);stroke-width:1.5}}.bar circle{{fill:var(--after)}}</style>
 <main><h1>Arena</h1><p>{how}. Ratings are on the Elo scale with mean 1000 and {confidence} intervals. A rank is claimed only where the
 data allow it: with {confidence} confidence all ranges hold at once.</p>
-<div class=wide tabindex=0><table><thead><tr><th>ranks</th><th scope=col>model</th><th>rating</th><th>interval</th><th>won</th>
-<th>battles</th></tr></thead><tbody>{rows}</tbody></table></div>
+<div class=wide tabindex=0><table><thead><tr><th>ranks</th><th scope=col>model</th><th>rating</th><th>interval</th><th class=bar></th>
+<th>won</th><th>battles</th></tr></thead><tbody>{rows}</tbody></table></div>
 <h2>Who beats whom</h2><p>How often the model of a row beats the model of a column: blue more often than not, orange less; empty where they
 never met. Point at a cell for its numbers.</p><div class=wide tabindex=0>{map}</div></main></html>
 """
