@@ -218,6 +218,23 @@ def test_the_stage_reads_the_evaluations_before_it(tmp_path: Path) -> None:
     assert [Path(name).parent.name for name in found["inputs"]] == ["evaluate"]
 
 
+def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
+    policy = tmp_path / "gate.yaml"
+    policy.write_text(WIN)
+    write_run(tmp_path, [wins(300, 100)], stage="first")
+    write_run(tmp_path, [wins(1, 399)], stage="second")
+    (tmp_path / "gate").mkdir()
+    context = Context(tmp_path, ("first", "second"))
+    with pytest.raises(DataError, match=r"several evaluations measure win_rate: first, second\n.*RUN/STAGE"):
+        stages.gate(single({"kind": "gate", "policy": str(policy)}, []), tmp_path / "gate", context)
+    for name, verdict in (("first", "PASS"), ("second", "FAIL")):
+        stage = single({"kind": "gate", "policy": str(policy), "stages": [name]}, [])
+        assert stages.gate(stage, tmp_path / "gate", context).facts["verdict"] == verdict
+    with pytest.raises(OptionError, match=r"'frist'\n.*'first'"):
+        stages.gate(single({"kind": "gate", "stages": ["frist"]}, []), tmp_path / "gate", context)
+    assert run(["gate", str(tmp_path / "first"), "--policy", str(policy)]) == 0
+
+
 def simulated(rate: float, runs: int, n: int = 400) -> float:
     rng = np.random.default_rng(0)
     return float(np.mean([decided([wins(won, n - won)], BETTER).verdict == "PASS" for won in rng.binomial(n, rate, size=runs).tolist()]))

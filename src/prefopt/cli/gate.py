@@ -24,7 +24,7 @@ def gate(
 
     Exit code 0: pass. 1: fail, or with --check a verdict that no longer holds. 3: inconclusive.
 
-    Example: prefopt gate runs/quickstart --policy gate.yaml
+    Example: prefopt gate runs/quickstart/evaluate --policy gate.yaml
     """
     from prefopt.pipeline import gate as gates
 

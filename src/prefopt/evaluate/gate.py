@@ -195,7 +195,8 @@ def _measure(placed: Placed, evidence: Sequence[Evidence]) -> _Measured | None:
     found = [(e, own) for e in asked if (own := _own(rule, e)) is not None]
     if len(found) > 1:
         stages = ", ".join(e.stage for e, _ in found)
-        raise DataError(f"several evaluations measure {rule.metric}: {stages}", where=where, fix="name one with `stage:` in the rule")
+        fix = "give the folder of one (RUN/STAGE), name it with `stage:` in the rule, or with `stages:` in a gate stage"
+        raise DataError(f"several evaluations measure {rule.metric}: {stages}", where=where, fix=fix)
     if not found:
         if rule.required:
             raise _absent(rule, where, asked)

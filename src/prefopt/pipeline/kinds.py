@@ -184,6 +184,8 @@ class GateOptions:
 
     policy: str | None = None
     """A YAML file of rules; the built-in ones when not given (`prefopt gate --show-default`)."""
+    stages: list[str] = field(default_factory=list)
+    """The evaluate stages it reads; all before it when none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.errors import OptionError
+from prefopt.errors import OptionError, did_you_mean
 from prefopt.pipeline import record, rows
 from prefopt.pipeline.create import create as create_model
 from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions, RowsSettings
@@ -285,7 +285,11 @@ def gate(stage: Stage, folder: Path, context: Context) -> Done:
     from prefopt.pipeline import gate as gates
 
     policy = gates.read_policy(Path(stage.options["policy"]) if stage.options["policy"] else None)
-    outcome = gates.decide(context.run, policy, names=context.before, write=folder / "gate.json")
+    names = stage.options["stages"]
+    unknown = next((name for name in names if name not in context.before), None)
+    if unknown is not None:
+        raise OptionError(f"no stage before it is called '{unknown}'", where="stages", fix=did_you_mean(unknown, context.before))
+    outcome = gates.decide(context.run, policy, names=names or context.before, write=folder / "gate.json")
     return Done({"verdict": "gate.json"}, {"verdict": outcome.verdict}, "\n".join(gates.lines(outcome)))
 
 
