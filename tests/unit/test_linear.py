@@ -69,3 +69,10 @@ def test_a_quickened_model_is_the_same_model(always: None) -> None:
         torch.cat([g.flatten() for g in torch.autograd.grad(x, list(m.parameters()))]) for x, m in zip(losses, (plain, twin), strict=True)
     ]
     assert torch.cosine_similarity(*gradients, dim=0) >= 0.999999
+
+
+def test_measuring_leaves_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "_product", lambda *_: torch.ops.no_such.product)  # an AttributeError, as on a build without it
+    before = torch.get_num_threads()
+    assert quick.gain.__wrapped__() == 0.0
+    assert torch.get_num_threads() == before

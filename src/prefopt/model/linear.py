@@ -48,18 +48,24 @@ def quicken(model: torch.nn.Module) -> None:
 
 @lru_cache(maxsize=1)
 def gain() -> float:
-    """How many times less CPU time oneDNN takes for a product in float32; 0 where this build of torch has none of its products."""
-    x, weight = torch.ones(512, 256), torch.ones(256, 256)
+    """How many times less CPU time oneDNN takes for a product in float32; 0 where this build of torch has none of its products.
+
+    On one thread: several that wait for each other on a busy machine would be timed as work.
+    """
+    x, weight, threads = torch.ones(512, 256), torch.ones(256, 256), torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         return _seconds(lambda: F.linear(x, weight)) / _seconds(lambda: _product(x, weight, None))
     except (RuntimeError, AttributeError):
         return 0.0
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seconds(product: Callable[[], Any]) -> float:
     """CPU time of the best of some calls, on which other work on the machine has little influence."""
     best = float("inf")
-    for _ in range(8):
+    for _ in range(20):
         started = time.process_time()
         product()
         best = min(best, time.process_time() - started)
