@@ -15,7 +15,7 @@ from prefopt.report.page import environment
 SHOWN = ("Gold reward", "Gold win rate", "Win rate", "Accuracy on held-out pairs")
 """The plots whose first line is worth a block, at most two of them."""
 CURVES = ("Log-probs of answers", "Margin", "Accuracy", "Loss")
-"""Which chart of the last training stage is shown: the first of these it has."""
+"""Which chart is shown: the first of these that a stage has, of the last such stage."""
 
 
 class Block(NamedTuple):
@@ -74,10 +74,10 @@ def _first(plot: DotPlot) -> DotRow:
 
 
 def _curve(run: Run) -> tuple[str, Panel] | None:
-    """The last training stage that has one of the charts, and that chart."""
-    for stage in reversed(run.stages):
-        charts = {chart.title: chart for chart in training.charts(stage)}
-        for title in CURVES:
-            if title in charts:
-                return stage.name, charts[title]
+    """The first of the charts that a stage has, of the last stage that has it."""
+    charts = {(stage.name, chart.title): chart for stage in run.stages for chart in training.charts(stage)}
+    for title in CURVES:
+        for stage in reversed(run.stages):
+            if (stage.name, title) in charts:
+                return stage.name, charts[stage.name, title]
     return None
