@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from prefopt.report import evidence, scatter
 from prefopt.report.folder import Stage
 from prefopt.report.reward import reward_charts
 
@@ -16,14 +17,16 @@ def test_a_stage_without_these_files_has_none_of_these_charts() -> None:
 
 def test_a_calibrated_model_lies_on_the_diagonal_with_its_intervals() -> None:
     rows = [{"said": p, "happened": p, "low": p - 0.05, "high": p + 0.05, "n": 9} for p in (0.25, 0.75)]
-    stage = Stage(name="reward", kind="reward", folder=Path(), calibration={"curves": {"after": rows}, "unit": "pair"})
-    (drawn,) = reward_charts(stage)
-    diagonal, after = drawn.lines
-    assert [line.style for line in drawn.lines] == ["quiet", "after"]
-    (x0, y0), (x1, y1) = after.dots
-    assert (y0 - y1) / (drawn.bottom - drawn.top) == pytest.approx((x1 - x0) / (drawn.right - drawn.left), abs=0.01)
-    assert after.raw.count("M") == 2
-    assert not diagonal.dots
+    flat = [{**row, "happened": 0.5} for row in rows]
+    stage = Stage(name="reward", kind="reward", folder=Path(), calibration={"curves": {"after": rows, "before": flat}, "unit": "pair"})
+    drawn = scatter.calibration(evidence.evidence(stage))
+    assert drawn is not None
+    first, second = drawn.marks
+    assert (first.y - second.y) / (drawn.bottom - drawn.top) == pytest.approx((second.x - first.x) / (drawn.right - drawn.left), abs=0.01)
+    assert (first.bottom - first.top) / (drawn.bottom - drawn.top) == pytest.approx(0.1, abs=0.01)
+    assert drawn.guide
+    assert [curve.name for curve in drawn.curves] == ["as trained"]
+    assert scatter.calibration(evidence.evidence(Stage(name="dpo", kind="dpo", folder=Path()))) is None
 
 
 def test_reward_and_evaluator_over_distance() -> None:

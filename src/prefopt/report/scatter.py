@@ -138,6 +138,11 @@ _CALIBRATION = (
     "model is as sure as it is right; below it, surer than right. Bars are 95% intervals."
 )
 
+_RELIABILITY = (
+    "Of the judgements the model was so sure of, how many people shared (pairs in both orders, so the picture is symmetric). On the line "
+    "what is said comes true; flatter means too sure."
+)
+
 
 def frontier(evaluations: Sequence[Evidence]) -> Scatter | None:
     """Reward against KL of all models compared with one baseline; None with fewer than two."""
@@ -193,26 +198,38 @@ def _limits(told: Mapping[str, Any], baseline: str) -> str:
 
 
 def calibration(found: Evidence) -> Scatter | None:
-    """The reliability curve of a reward model, from the evaluation's `calibration`: confidence, accuracy, low, high and n of each bin."""
-    bins = [b for b in items(found.stage.evaluation.get("calibration")) if _is_bin(b)]
-    if len(bins) < 2:
+    """The reliability curve of a reward model; None where the stage has none.
+
+    From the evaluation's `calibration` (confidence, accuracy, low, high and n of each bin), or from what a training stage found on its
+    held-out rows (`calibration.json`): as its scores are read now, beside what they were before their temperature.
+    """
+    bins = _bins(found.stage.evaluation.get("calibration"), "confidence", "accuracy")
+    if len(bins) > 1:
+        points = [_bin(b, "confidence {}: right {} of {}") for b in bins]
+        axis = Range(min(0.5, *(b[0] for b in bins)), 1.0)
+        lowest = min(0.5, *(b[2] for b in bins))
+        return scatter("Calibration", _CALIBRATION, points, (axis, Range(lowest, 1.0)), ("confidence", "share right"), diagonal=True)
+    curves = mapping(found.stage.calibration.get("curves"))
+    after, before = (_bins(curves.get(name), "said", "happened") for name in ("after", "before"))
+    if len(after) < 2:
         return None
-    points = [
-        Point(
-            (b["confidence"],) * 3,
-            (b["accuracy"], b["low"], b["high"]),
-            "",
-            f"confidence {percent(b['confidence'])}: right {percent(b['accuracy'])} of {number(b['n'], 9)}",
-        )
-        for b in bins
-    ]
-    axis = Range(min(0.5, *(b["confidence"] for b in bins)), 1.0)
-    lowest = min(0.5, *(b["low"] for b in bins))
-    return scatter("Calibration", _CALIBRATION, points, (axis, Range(lowest, 1.0)), ("confidence", "share right"), diagonal=True)
+    square, caption = Range(0.0, 1.0), f"{_RELIABILITY} Bars are 95% intervals."
+    points = [_bin(b, "said {}: true of {} of {}") for b in after]
+    was = [Course([b[:2] for b in before], "as trained", "best")] if len(before) > 1 else []
+    titles = ("said", f"share of {found.stage.calibration.get('unit') or 'judgement'}s")
+    return scatter("Calibration", caption, points, (square, square), titles, diagonal=True, courses=was)
 
 
-def _is_bin(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(k), int | float) for k in ("confidence", "accuracy", "low", "high", "n"))
+def _bins(rows: Any, said: str, happened: str) -> list[tuple[float, float, float, float, int]]:
+    """(said, happened, low, high, n) of the rows that have all of them."""
+    names = (said, happened, "low", "high", "n")
+    whole = [row for row in items(rows) if isinstance(row, dict) and all(isinstance(row.get(name), int | float) for name in names)]
+    return [(row[said], row[happened], row["low"], row["high"], row["n"]) for row in whole]
+
+
+def _bin(found: tuple[float, float, float, float, int], words: str) -> Point:
+    said, happened, low, high, n = found
+    return Point((said,) * 3, (happened, low, high), "", words.format(percent(said), percent(happened), number(n, 9)))
 
 
 def _ends(f: Figure) -> tuple[float, float, float]:
