@@ -183,6 +183,9 @@ def test_all_right_is_a_share_of_one_and_not_a_certainty() -> None:
     none, _ = weighted.mean_of_sections(1 - values, sections, np.ones(300), range(300))
     assert (none.value, none.low) == (0.0, 0.0)
     assert 0.005 < none.high < 0.03
+    below, _ = weighted.mean_of_sections(np.full(900, -0.009), ["a", "b", "c"] * 300, np.ones(900), range(900), most=1.01)
+    assert below.low == below.value == pytest.approx(-0.009)
+    assert 0 < below.high < 0.01
 
 
 # --- rewardbench 2 ----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def weighted_mean(
     if groups < 2:
         return Interval(value, 0.0, most, n, "one cluster")
     error = math.sqrt(groups / (groups - 1) * sum(part**2 for part in sums.values()))
-    p = value / most
+    p = min(1.0, max(0.0, value / most))  # RewardBench 2's Ties may be a little below 0
     trials = p * (1 - p) / (error / most) ** 2 if error > 0 and 0 < p < 1 else 1 / sum(size**2 for size in sizes.values())
     low, high = score_limits(p, trials, float(stats.t.ppf(0.975, groups - 1)))
-    return Interval(value, low * most, high * most, n, "weighted clustered Wilson", 0.95, error, groups - 1)
+    return Interval(value, min(value, low * most), high * most, n, "weighted clustered Wilson", 0.95, error, groups - 1)
