@@ -264,6 +264,7 @@ def test_a_found_column_is_guessed_once() -> None:
         ({"prompt": "q", "completions": ["a"], "scores": [10**400]}, "not a finite number"),
         ({"prompt": "q", "completions": ["a"], "scores": [True]}, "is a boolean"),
         ({"prompt": "q", "completions": "ab", "scores": [1, 2]}, "expected a list"),
+        ({"prompt": "q", "completions": ["a"], "scores": None}, "'scores' is null, expected a list of numbers"),
         ({"prompt": "q", "response_a": "x", "response_b": "y", "label": "A"}, '"a", "b" or "tie"'),
         ({"prompt": "q", "response_a": "x", "response_b": "y", "votes": []}, "at least one vote"),
         ({"instruction": "q", "completions": [{"response": "x"}]}, "overall_score"),

@@ -228,6 +228,8 @@ def _ranking(row: Row) -> Parsed:
     contents = [row.as_text(v, f"completions[{i}]") for i, v in enumerate(row.items("completions"))]
     scores = _numbers(row, "scores", len(contents))
     ranks = _numbers(row, "ranks", len(contents)) or [-score for score in scores]
+    if len(ranks) != len(contents):
+        raise row.wrong("scores" if "scores" in row.fields else "ranks", None, "a list of numbers, one for each completion")
     known: list[float] | list[None] = scores or [None] * len(contents)
     rows = zip(contents, _dense_ranks(ranks), known, strict=True)
     return Parsed(row.text("prompt"), [Completion(content=c, rank=r, score=s) for c, r, s in rows])
