@@ -13,6 +13,7 @@ import pytest
 
 from prefopt.errors import DataError, OptionError
 from prefopt.evaluate import pairs, shift, suites, table
+from prefopt.pack.prepare import prepare
 from prefopt.pipeline.kinds import SuiteName
 from prefopt.settings import DataSettings, JudgeSettings
 from prefopt.types import Completion, Example, TokenTree
@@ -209,3 +210,14 @@ def test_entropy_is_that_of_the_distribution(tmp_path: Path) -> None:
     found = figures_in(tmp_path)
     assert 0 < found["entropy", "tiny", "all", ""]["value"] < np.log(97)
     assert found["kl", "tiny", "all", ""]["value"] > 0
+
+
+def test_of_prompts_those_are_asked_that_training_holds_out(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"w{i} w3"}) + "\n" for i in range(3, 23)))
+    bench = bench_of(tmp_path, language_model(), data=DataSettings(path=str(file), eval_fraction=0.25))
+    model = bench.model.model
+    held = prepare(bench.data, model.renderer, data="prompts", max_length=model.max_length, seed=bench.seed).heldout
+    assert [row.where for row in bench.rows] == [tree.where for tree in held]
+    assert len(bench.rows) == 5
+    assert bench.trees == []

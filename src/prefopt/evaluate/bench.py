@@ -19,7 +19,7 @@ from prefopt.evaluate.guard import Training
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.rows import figure as row_of
 from prefopt.evaluate.table import kept
-from prefopt.pack.prepare import prepare
+from prefopt.pack.prepare import Prepared, prepare
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.stats import Interval, clustered_mean, score_rate
 from prefopt.types import Example, Text, TokenTree
@@ -125,7 +125,7 @@ class Bench:
 
     @cached_property
     def rows(self) -> list[Example]:
-        """Every row of the data.
+        """Every row of the data; where a training stage with this data section and seed holds rows out, those.
 
         Raises:
             DataError: there is none.
@@ -133,20 +133,33 @@ class Bench:
         found = list(read(self.data.eval_path or self.data.path, limit=self.data.limit))
         if not found and not self.tasks:
             raise DataError("no rows to evaluate on", fix="give data (--data, data.path), or tasks of lm-eval (tasks=[arc_easy])")
+        if self._holds_out:
+            held = {tree.where for tree in self._prepared.heldout}
+            found = [row for row in found if row.where in held]
         return [as_chat(row) for row in found] if self.data.chat else found
 
     @cached_property
     def trees(self) -> list[TokenTree]:
-        """The preferences of the files that hold some, as token trees: those that a training stage with this data section and seed holds
-        out, all of them where it holds out none.
-        """
-        found = [table.path for table in tables(self.data.path) if table.layout.kind in ("pairs", "rankings")]
-        if not found:
+        """The preferences of the files that hold some, as token trees: those held out, all of them where none are."""
+        if not self._preferences:
             return []
-        model = self.model.model
-        settings = replace(self.data, path=found)
-        prepared = prepare(settings, model.renderer, data="pairs", max_length=model.max_length, seed=self.seed, say=self.say)
-        return list(prepared.heldout if self.data.eval_path is not None or self.data.eval_fraction else prepared.train)
+        return list(self._prepared.heldout if self._holds_out else self._prepared.train)
+
+    @property
+    def _holds_out(self) -> bool:
+        return self.data.eval_path is not None or bool(self.data.eval_fraction)
+
+    @cached_property
+    def _preferences(self) -> list[str]:
+        """The files that hold some."""
+        return [table.path for table in tables(self.data.path) if table.layout.kind in ("pairs", "rankings")]
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        """What a training stage makes of the data: of the preferences where there are some, else of the prompts."""
+        model, settings = self.model.model, replace(self.data, path=self._preferences or self.data.path)
+        kind = "pairs" if self._preferences else "prompts"
+        return prepare(settings, model.renderer, data=kind, max_length=model.max_length, seed=self.seed, say=self.say)
 
     @cached_property
     def reward_model(self) -> Any:
@@ -163,21 +176,16 @@ class Bench:
         notes |= {"training_unknown": "; ".join(self.training.unknown)} if self.training.unknown else {}
         if not self.training.files:
             return notes
-        rows = self.rows
-        if self.data.eval_path is not None or self.data.eval_fraction:  # the rest is left to the training stage
-            held = {tree.where for tree in self.trees}
-            rows = [row for row in rows if row.where in held]
-        self.rows = rows
-        found = guard.seen(rows, self.training.rows())
+        found = guard.seen(self.rows, self.training.rows())
         if not found:
             return notes
         guard.write(found, self.out)
         if self.seen == "error":
-            guard.refuse(found, len(rows), self.out)
+            guard.refuse(found, len(self.rows), self.out)
         if self.seen == "drop":
             places = {hit.where for hit in found}
             self.trees = [tree for tree in self.trees if tree.where not in places]
-            self.rows = [row for row in rows if row.where not in places]
+            self.rows = [row for row in self.rows if row.where not in places]
         return {**notes, f"rows_seen_in_training_{'dropped' if self.seen == 'drop' else 'kept'}": len(found)}
 
     @cached_property
