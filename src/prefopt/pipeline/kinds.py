@@ -267,6 +267,11 @@ def names() -> list[str]:
     return [*METHODS, *KINDS]
 
 
+def _says(section: type, given: Any) -> bool:
+    """Whether a section says anything; the recipe in a stage's folder gives every default too."""
+    return bool(given) and (not isinstance(given, Mapping) or {**vars(section()), **given} != vars(section()))
+
+
 def get(name: str, given: Mapping[str, Any] | None = None) -> Kind:
     """A kind by name; a method reads `reference` where it or a row mixed in measures against one.
 
@@ -279,7 +284,7 @@ def get(name: str, given: Mapping[str, Any] | None = None) -> Kind:
     """
     given = given or {}
     if name in KINDS:
-        return BY_REWARD if name == "score" and given.get("reward") else KINDS[name]
+        return BY_REWARD if name == "score" and _says(RewardSettings, given.get("reward")) else KINDS[name]
     from prefopt.losses.methods import METHODS
 
     mix = given.get(MIX) if isinstance(given.get(MIX), dict) else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 import shutil
 import time
@@ -142,7 +141,6 @@ def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Cont
 
 def _give_back() -> None:
     """Return to the system what the stage has freed: glibc keeps it, and the peak of the next stage would come on top."""
-    gc.collect()
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
