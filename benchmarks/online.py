@@ -122,7 +122,7 @@ def side(name: str, folder: Path, precision: str, args: argparse.Namespace) -> d
     return json.loads(found.stdout.strip().splitlines()[-1])
 
 
-def compare(precision: str, args: argparse.Namespace) -> None:
+def compare(precision: str, args: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, float]]] = {"prefopt": [], "trl": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -139,6 +139,8 @@ def compare(precision: str, args: argparse.Namespace) -> None:
         rounds = " ".join(f"{s:.1f}" for s in speed[name])
         print(f"  {name:8} {statistics.median(speed[name]):7.1f} samples/s   peak {peak[name]:.2f} GB   rounds: {rounds}")
     print(f"  ratio    {statistics.median(ratios):7.2f}             memory {peak['prefopt'] / peak['trl']:.2f}")
+    middle = {name: statistics.median(found) for name, found in speed.items()}
+    return {"precision": precision, **middle, "ratios": ratios, "peak_gb": peak}
 
 
 def main() -> None:
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--trl-batch", type=int, default=16)
     parser.add_argument("--worker", choices=["prefopt", "trl"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/online.json"))
     args = parser.parse_args()
     if args.worker:
         print(json.dumps(work(args.worker, args.folder, args)))
@@ -158,8 +161,9 @@ def main() -> None:
     import transformers
 
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
-    for precision in args.precision:
-        compare(precision, args)
+    rows = [compare(precision, args) for precision in args.precision]
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 from results import MARKED, ROOT, Row, table
@@ -83,14 +84,30 @@ def preparing() -> str:
 
 
 def sampling() -> str:
-    """Beside `generate`: whatever columns the benchmark wrote."""
-    rows = load("sampling")
-    rows = rows["rows"] if isinstance(rows, dict) else rows
-    head = tuple(rows[0])
-    return table(head, (tuple(f"{v:,.2f}" if isinstance(v, float) else v for v in row.values()) for row in rows))
+    """Beside `generate`."""
+    head = ("weights", "prompts x samples", "prefopt tokens/s", "generate tokens/s", "ratio")
+    found = (
+        (r["dtype"], f"{r['prompts']} x {r['samples']}", f"{r['prefopt']:,.0f}", f"{r['generate']:,.0f}", f"{r['ratio']:.1f}")
+        for r in load("sampling")
+    )
+    return table(head, found)
 
 
-TABLES = {f.__name__: f for f in (machine, offline, scaling, overhead, preparing, sampling)}
+def online() -> str:
+    """GRPO beside TRL."""
+    head = ("precision", "prefopt samples/s", "TRL samples/s", "ratio [lowest, highest]", "memory")
+
+    def lines() -> Iterator[Row]:
+        for row in load("online"):
+            ours, theirs = row["peak_gb"]["prefopt"], row["peak_gb"]["trl"]
+            ratio = f"{median(row['ratios']):.1f} [{min(row['ratios']):.1f}, {max(row['ratios']):.1f}]"
+            memory = f"{ours:.1f} / {theirs:.1f} GB = {ours / theirs:.2f}"
+            yield (row["precision"], f"{row['prefopt']:.1f}", f"{row['trl']:.1f}", ratio, memory)
+
+    return table(head, lines())
+
+
+TABLES = {f.__name__: f for f in (machine, offline, scaling, overhead, preparing, sampling, online)}
 
 
 def main() -> None:

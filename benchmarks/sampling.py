@@ -10,9 +10,11 @@ round, the medians and their ratio.
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -58,7 +60,7 @@ def theirs(model: Any, prompts: list[Any], samples: int) -> Callable[[int], int]
     return run
 
 
-def compare(dtype: str, prompts: int, samples: int, rounds: int, kv_heads: int) -> None:
+def compare(dtype: str, prompts: int, samples: int, rounds: int, kv_heads: int) -> dict[str, Any]:
     model = model_of({"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], kv_heads)
     rng = np.random.default_rng(0)
     asked = [rng.integers(1, SHAPE["vocab_size"], PROMPT).astype(np.int32) for _ in range(prompts)]
@@ -75,7 +77,10 @@ def compare(dtype: str, prompts: int, samples: int, rounds: int, kv_heads: int) 
     print(f"\n{dtype}, {parameters:.1f}M parameters, {kv_heads} key heads, {prompts} prompts x {samples} samples, {PROMPT}+{NEW} tokens")
     for name, found in speeds.items():
         print(f"  {name:9} {median(found):8,.0f} tokens/s   rounds: {' '.join(f'{s:,.0f}' for s in found)}")
-    print(f"  ratio     {median(speeds['prefopt']) / median(speeds['generate']):8.2f}")
+    middle = {name: median(found) for name, found in speeds.items()}
+    print(f"  ratio     {middle['prefopt'] / middle['generate']:8.2f}")
+    shape = {"dtype": dtype, "prompts": prompts, "samples": samples, "key_heads": kv_heads}
+    return {**shape, **middle, "ratio": middle["prefopt"] / middle["generate"]}
 
 
 def main() -> None:
@@ -85,13 +90,14 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/sampling.json"))
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, {given.threads} threads")
-    for dtype in given.dtype:
-        for group in given.groups:
-            prompts, samples = map(int, group.split("x"))
-            compare(dtype, prompts, samples, given.rounds, given.kv_heads)
+    groups = [tuple(map(int, group.split("x"))) for group in given.groups]
+    rows = [compare(dtype, *group, given.rounds, given.kv_heads) for dtype in given.dtype for group in groups]
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    given.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
