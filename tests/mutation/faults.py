@@ -543,6 +543,7 @@ _ALL: Mapping[str, tuple[Line, ...]] = {
 }
 SURVIVES: Mapping[str, str] = {
     "losses/listwise.py: an item does not compete with itself": "the diagonal is put back in the line below, for absent items",
+    "model/forward.py: padding attended to": "padding stands right of all that is scored, where causal attention does not look",
     "losses/listwise.py: absent items counted": "an absent item has score 0 and competes with itself alone: log e^0 - 0 is 0 already",
     "losses/columns.py: parts multiplied by the mask": "differs only where a scored token has probability 0, and the loss is infinite or NaN then",
 }
