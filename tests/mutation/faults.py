@@ -398,7 +398,7 @@ FORWARD: tuple[Line, ...] = (
     ("padding attended to", "def hidden_states", "attention_mask=mask", "attention_mask=None"),
     ("positions not given", "def hidden_states", "position_ids=batch.positions_BC, ", ""),
     ("scores read at the first scored token", "def reward_scores", "[batch.last_S]", "[batch.source_T[: len(batch.last_S)]]"),
-    ("targets read at themselves", "def policy_logps", "hidden[batch.source_T]", "hidden[batch.source_T + 1]"),
+    ("targets read at themselves", "def logps_and_hidden", "[batch.source_T]", "[batch.source_T + 1]"),
     ("logit scale ignored", "def head_of", "float(getattr(config, \"logit_scale\", None) or 1.0)", "1.0"),
     ("logits scaling multiplied", "def head_of", "/ float(getattr(config, \"logits_scaling\"", "* float(getattr(config, \"logits_scaling\""),
     ("soft cap ignored", "def head_of", "getattr(config, \"final_logit_softcapping\", None)", "None"),
