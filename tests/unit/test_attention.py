@@ -134,3 +134,10 @@ def test_the_block_mask_is_the_rule(window: int | None) -> None:
 def _gradient(model: torch.nn.Module, logps_T: torch.Tensor, slope_T: torch.Tensor) -> torch.Tensor:
     gradients = torch.autograd.grad((logps_T * slope_T).sum(), list(model.parameters()), allow_unused=True)
     return torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(model.parameters(), gradients, strict=True)])
+
+
+def test_a_model_that_ignores_the_tree_is_not_believed() -> None:
+    model = tiny_model()
+    model.config._attn_implementation = "eager"
+    with pytest.raises(RuntimeError, match="ignores the tree"):
+        policy_logps(model, pack(random_trees()))
