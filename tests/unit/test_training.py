@@ -188,6 +188,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: P
     assert "not-finite.json" in caught.value.fix
 
 
+@pytest.mark.parametrize("method", ["dpo", "aot"])
+def test_options_reach_the_loss_of_a_batch_and_of_the_whole_step(method: str, tmp_path: Path) -> None:
+    found = []
+    for beta in (0.1, 1.0):
+        run(tmp_path / str(beta), method, options={"beta": beta}, train={"steps": 3, "learning_rate": 1e-3})
+        found.append(losses_of(tmp_path / str(beta)))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5), "where policy and reference agree beta is nothing"
+    assert abs(found[0][-1] - found[1][-1]) > 1e-3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path: Path) -> None:
+    model = language_model()
+    model.model.lm_head.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(TrainingError, match=r"gradient norm of step 1 is (nan|inf)"):
+        run(tmp_path, "sft", model=model)
+    assert json.loads((tmp_path / "not-finite.json").read_text())["rows"]
+
+
 def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> None:
     run(tmp_path / "fp32", train={"steps": 12})
     run(tmp_path / "bf16", train={"steps": 12, "precision": "bf16", "save_every": 12})
