@@ -470,3 +470,12 @@ def test_a_loss_of_pairs_brings_its_own_options() -> None:
             METHODS["online_dpo"].check_options(options)
     with pytest.raises(OptionError, match="no option 'loss'"):
         METHODS["xpo"].check_options({"loss": "dpo"})
+
+
+def test_a_bonus_on_entropy_keeps_the_policy_broad(tmp_path: Path) -> None:
+    train = {"steps": 8, "batch_size": 8, "learning_rate": 1e-2, "schedule": "constant"}
+    found = []
+    for bonus in (0.0, 5.0):
+        run(tmp_path / str(bonus), "rloo", train=train, online=OnlineSettings(entropy=bonus), rollout=rollout("rloo", samples=4))
+        found.append([row["entropy"] for row in metrics_of(tmp_path / str(bonus)) if "entropy" in row][-1])
+    assert found[1] > found[0] + 0.1
