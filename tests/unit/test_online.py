@@ -156,8 +156,9 @@ def test_memory_is_reckoned_for_trees_that_are_parted() -> None:
     assert sizes == [90, 100, 210, 330]
 
 
-def test_the_critic_learns(tmp_path: Path) -> None:
-    train = {"steps": 40, "batch_size": 8, "learning_rate": 1e-5, "schedule": "constant"}
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_critic_learns(precision: str, tmp_path: Path) -> None:
+    train = {"steps": 40, "precision": precision, "batch_size": 8, "learning_rate": 1e-5, "schedule": "constant"}
     run(tmp_path, "ppo", train=train, critic=CriticSettings(learning_rate=3e-3, clip=None), online=OnlineSettings(prompts=16, epochs=4))
     known = [row["critic/vf_explained_var"] for row in metrics_of(tmp_path) if "critic/vf_explained_var" in row]
     losses = [row["loss/value"] for row in metrics_of(tmp_path)]
