@@ -89,3 +89,16 @@ def pair_trees(seed: int, count: int) -> list[TokenTree]:
 
 def _ids(rng: np.random.Generator, n: int) -> np.ndarray:
     return rng.integers(3, VOCAB, n).astype(np.int32)
+
+
+def assert_alike(plain: Any, twin: Any) -> None:
+    """Two models have the same weights by name, the same loss and the same gradient."""
+    assert list(twin.state_dict()) == list(plain.state_dict())
+    ids = torch.arange(3, 15)[None]
+    losses = [model(input_ids=ids, labels=ids).loss for model in (plain, twin)]
+    torch.testing.assert_close(*losses)
+    gradients = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+        for loss, model in zip(losses, (plain, twin), strict=True)
+    ]
+    assert torch.cosine_similarity(*gradients, dim=0) >= 0.999999
