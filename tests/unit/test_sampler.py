@@ -237,19 +237,24 @@ def test_which_models_decode_which_way(family: str, path: str) -> None:
     assert paths(tiny_model(family)) == path
 
 
+SHARED, ALONE = [0, 0, 3, 1, 2, 2, 2, 5], list(range(8))
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_lean_path_is_the_general_one(family: str, dtype: torch.dtype) -> None:
-    model, texts = tiny_model(family, scale=2.0).to(dtype), prompts(6)
+@pytest.mark.parametrize("source", [SHARED, ALONE], ids=["shared prompts", "prompts of their own"])
+def test_the_lean_path_is_the_general_one(family: str, dtype: torch.dtype, source: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.rollout.lean.BLOCK", 2)  # what a sequence keeps grows on the way
+    model, texts = tiny_model(family, scale=2.0).to(dtype), prompts(8)
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and module.bias is not None:
             torch.nn.init.normal_(module.bias)
-    source, new = torch.tensor([0, 0, 3, 1, 2, 2, 2, 5]), torch.arange(8) + 10
+    new = torch.arange(8) + 10
     with torch.no_grad():
-        lean = decoding.decoder(model, texts)(texts, source, 6)
-        plain = decoding.Cached(model, texts, source, 6)
+        lean = decoding.decoder(model, texts)(texts, torch.tensor(source), 6)
+        plain = decoding.Cached(model, texts, torch.tensor(source), 6)
         assert isinstance(lean, decoding.Lean)
-        for rows in (range(8), [1, 2, 4, 5, 7], [0, 2], [1]):  # groups of equal and of unequal sizes
+        for rows in (range(8), [1, 2, 4, 5, 7], [0, 2], [0, 1], [1]):  # groups of equal and of unequal sizes
             for growing in (lean, plain):
                 growing.keep(torch.tensor(rows))
                 growing.append(new[: len(rows)])

@@ -26,6 +26,8 @@ ROPES = ("default", "linear", "llama3", "yarn")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 """Largest difference of log-probs, in nats, between this path and the model's own; the rest is rounding."""
 PACK_BATCH = 32
+BLOCK = 32
+"""Positions by which the keys and values of a sequence grow."""
 PREFILL_TOKENS = 512
 """Tokens of prompts read together: what a layer makes of them stays in the processor's cache."""
 
@@ -157,59 +159,72 @@ def _weight(module: Any) -> torch.Tensor:
 class Lean:
     """Sequences being decoded (`decoding.Decoding`). Prompts are padded on the left and read once each.
 
-    The keys and values of a prompt are kept once and serve all sequences that go on from it; each sequence keeps those of its own tokens.
+    The keys and values of a prompt that several sequences go on from are kept once and serve all of them; each sequence keeps those of its
+    own tokens, after those of its prompt where it has one for itself. What a sequence keeps grows by blocks of positions and is always read
+    whole, those to come with a weight of 0: products of the same few shapes, on stores without gaps.
     """
 
     logits_BV: torch.Tensor
 
     def __init__(self, model: LeanModel, ids_PL: torch.Tensor, mask_PL: torch.Tensor, source_B: torch.Tensor, room: int) -> None:
-        self._model, self._room, self._grown = model, room, 0
+        self._model = model
         prompts, length = ids_PL.shape
-        self._prompts = self._empty(prompts, length)
         self._bias = None if bool(mask_PL.all()) else torch.where(mask_PL, 0.0, float("-inf"))[:, None, None].to(model.dtype)
         every = torch.arange(length + room, device=ids_PL.device)[None]
         self._turns = _turns([table[0] for table in model.rotary(model.embedding.new_zeros(1), every)])
         positions_PL = (mask_PL.long().cumsum(-1) - 1).clamp_min(0)
+        alone = torch.equal(source_B, torch.arange(prompts, device=source_B.device))
+        self._end = length if alone else 0
+        self._limit = self._end + room
+        self._own = self._empty(len(source_B), min(self._end + BLOCK, self._limit))
+        self._prompts = None if alone else self._empty(prompts, length)
         rows = max(1, PREFILL_TOKENS // length)
         logits = [
-            self._prefill(*parts)
-            for parts in zip(
-                ids_PL.split(rows), mask_PL.split(rows), positions_PL.split(rows), self._prompts.split(rows, dim=2), strict=True
+            self._prefill(first, *parts)
+            for first, *parts in zip(
+                range(0, prompts, rows), ids_PL.split(rows), mask_PL.split(rows), positions_PL.split(rows), strict=True
             )
         ]
         self.logits_BV = torch.cat(logits)[source_B]
         self._position_B = positions_PL[source_B, -1] + 1
-        self._own = self._empty(len(source_B), room)
         self._groups = Groups(source_B, prompts)
 
     def append(self, ids_B: torch.Tensor) -> None:
         """Read one more token of every sequence."""
-        begin, end = self._grown, self._grown + 1
+        at = self._end
+        self._end = at + 1
+        if self._end > self._own[0].shape[3]:
+            more = min(BLOCK, self._limit - at)
+            self._own = [F.pad(store, (0, 0, 0, more)) for store in self._own]
 
         def attend(number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            keys, values = self._own[number]
-            keys[:, :, begin] = key[:, 0]
-            values[:, :, begin] = value[:, 0]
+            own = self._own[number]
+            own[0, :, :, at], own[1, :, :, at] = key[:, 0], value[:, 0]
             grouped = query[:, 0].unflatten(1, (self._model.key_heads, -1))  # the queries of a key head side by side: nothing is repeated
-            return self._mix(grouped, self._prompts[number], keys[:, :, :end], values[:, :, :end]).flatten(1)
+            return self._mix(grouped, number).flatten(1)
 
         self.logits_BV = _forward(self._model, ids_B[:, None], self._turns[:, self._position_B][:, :, None], attend)
-        self._position_B, self._grown = self._position_B + 1, end
+        self._position_B = self._position_B + 1
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these sequences only."""
-        self._own = self._own.index_select(2, rows)
-        self._groups = self._groups.keep(rows)
+        self._own = [store.index_select(1, rows) for store in self._own]
+        if self._prompts is None:
+            self._bias = None if self._bias is None else self._bias[rows]
+        else:
+            self._groups = self._groups.keep(rows)
         self.logits_BV, self._position_B = self.logits_BV[rows], self._position_B[rows]
 
-    def _empty(self, rows: int, length: int) -> torch.Tensor:
-        """Room for keys and values [layers, 2, rows, K, length, D]."""
+    def _empty(self, rows: int, length: int) -> list[torch.Tensor]:
+        """Room for the keys and values of each layer [2, rows, K, length, D]."""
         model = self._model
-        return model.embedding.new_empty((len(model.layers), 2, rows, model.key_heads, length, model.head_size))
+        shape = (2, rows, model.key_heads, length, model.head_size)
+        return [model.embedding.new_zeros(shape) for _ in model.layers]
 
-    def _prefill(self, ids_PL: torch.Tensor, mask_PL: torch.Tensor, positions_PL: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-        """Read some prompts and keep their keys and values in `cache`; logits [P, V] after their last tokens."""
-        length, mask = ids_PL.shape[1], None
+    def _prefill(self, first: int, ids_PL: torch.Tensor, mask_PL: torch.Tensor, positions_PL: torch.Tensor) -> torch.Tensor:
+        """Read some prompts, of which `first` is the first, and keep their keys and values; logits [P, V] after their last tokens."""
+        (rows, length), mask = ids_PL.shape, None
+        stores = self._own if self._prompts is None else self._prompts
         if self._bias is not None:
             causal = torch.ones(length, length, dtype=torch.bool, device=ids_PL.device).tril()
             # padding sees itself, so that no row of weights is empty
@@ -217,22 +232,28 @@ class Lean:
 
         def attend(number: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             query, key, value = (states.transpose(1, 2) for states in (query, key, value))
-            cache[number, 0], cache[number, 1] = key, value
+            place = stores[number][:, first : first + rows, :, :length]
+            place[0], place[1] = key, value
             how: dict[str, Any] = {"scale": self._model.scale, "is_causal": mask is None, "enable_gqa": query.shape[1] != key.shape[1]}
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **how).transpose(1, 2).flatten(0, 1).flatten(1)
 
         return _forward(self._model, ids_PL, self._turns[:, positions_PL], attend)
 
-    def _mix(self, query: torch.Tensor, prompts: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attention of queries [B, K, G, D] over their prompts' and their own tokens; [B, K, G, D]."""
-        groups, (prompt_keys, prompt_values) = self._groups, prompts
+    def _mix(self, query: torch.Tensor, number: int) -> torch.Tensor:
+        """Attention of queries [B, K, G, D] over their prompts' and their own tokens in a layer; [B, K, G, D]."""
+        keys, values = self._own[number]
         query = query * self._model.scale
+        scores = query @ keys.transpose(2, 3)
+        scores[..., self._end :] = float("-inf")
+        if self._prompts is None:
+            if self._bias is not None:
+                scores[..., : self._bias.shape[-1]] += self._bias
+            return scores.softmax(-1) @ values
+        groups, (prompt_keys, prompt_values) = self._groups, self._prompts[number]
         prompt_scores = groups.gather(query) @ prompt_keys.transpose(2, 3)
         if self._bias is not None:
             prompt_scores = prompt_scores + self._bias
-        # keys times queries and not the other way round: in bf16 a CPU takes a third of the time where the keys are part of a larger store
-        scores = torch.cat([groups.spread(prompt_scores), (keys @ query.transpose(2, 3)).transpose(2, 3)], dim=-1)
-        weights = scores.softmax(-1)
+        weights = torch.cat([groups.spread(prompt_scores), scores], dim=-1).softmax(-1)
         length = prompt_keys.shape[2]
         seen = groups.spread(groups.gather(weights[..., :length]) @ prompt_values)
         return seen + weights[..., length:] @ values

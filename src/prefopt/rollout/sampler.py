@@ -109,7 +109,7 @@ def draw(
     """One token a row from softmax(logits / temperature), cut to the tokens that top_k, min_p and then top_p leave.
 
     A sample is a function of one uniform number a row (inverse of the distribution function), so it does not depend on the rows
-    beside it, and it needs one pass over the vocabulary beyond the log-probs. Gumbel-max needs V random numbers and a logarithm
+    beside it, and it needs one pass over the vocabulary beyond the softmax. Gumbel-max needs V random numbers and a logarithm
     of each: several times the cost of everything here.
 
     Args:
@@ -119,21 +119,19 @@ def draw(
             them is below it, arXiv 1904.09751).
         allowed_BV: tokens that may be drawn at all; probabilities are renormalised over them.
     """
-    own = logits_BV.dtype != torch.float32 or allowed_BV is not None  # a copy of our own, which may be written over
-    logits_BV = logits_BV.float()
     if allowed_BV is not None:
         logits_BV = logits_BV.masked_fill(~allowed_BV, float("-inf"))
     if settings.temperature == 0:
+        logits_BV = logits_BV.float()
         ids_B = logits_BV.argmax(-1)
         return Drawn(ids_B, _at(logits_BV, ids_B) - logits_BV.logsumexp(-1))
     if settings.temperature != 1:
-        own, logits_BV = True, logits_BV / settings.temperature
-    top_B1 = logits_BV.amax(-1, keepdim=True)
-    weight_BV = (logits_BV.sub_(top_B1) if own else logits_BV - top_B1).exp_()
+        logits_BV = logits_BV.float() / settings.temperature
+    weight_BV = logits_BV.softmax(-1, dtype=torch.float32)
     if 0 < settings.top_k < weight_BV.shape[1]:
         weight_BV = torch.where(weight_BV >= weight_BV.topk(settings.top_k).values[:, -1:], weight_BV, 0.0)
     if settings.min_p > 0:
-        weight_BV = torch.where(weight_BV >= settings.min_p, weight_BV, 0.0)
+        weight_BV = torch.where(weight_BV >= settings.min_p * weight_BV.amax(-1, keepdim=True), weight_BV, 0.0)
     if settings.top_p < 1:
         weight_BV = nucleus(weight_BV, settings.top_p)
     ids_B = inverse_cdf(weight_BV, uniform_B)
