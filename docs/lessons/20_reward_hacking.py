@@ -87,10 +87,16 @@ print(f"with the true reward at β = 0.05 {known[0]:+.3f}; the reference {abs(re
 # The ensemble lifts the whole curve: where the single model is fooled the members disagree, and doubt counts against an answer. It does
 # not remove the fall: at a small β the policy finds the answer on which all five happen to be wrong.
 #
-# **A budget.** Instead of a fixed β: `KLBudget` raises the coefficient as the policy nears 1 nat, and lowers it below. Policy gradient on
-# the single model, with and without it:
+# **A budget.** Instead of a fixed β: `KLBudget` raises the coefficient as the policy nears 1 nat, and lowers it below. A step that goes beyond
+# is pulled back on the line to the reference. Policy gradient on the single model, with and without it:
 
 # %%
+
+
+def policy(x: np.ndarray) -> tuple[np.ndarray, float]:
+    """The distribution of these logits and its KL to the reference."""
+    p = np.exp(x - x.max())
+    return p / p.sum(), float(exact.kl(p / p.sum(), ref))
 
 
 def climb(
@@ -99,11 +105,14 @@ def climb(
     """(KL, true reward) after each round of exact policy gradient on the score."""
     x, beta, path = np.log(ref), 0.05, []
     for _ in range(rounds):
-        p = np.exp(x - x.max())
-        p /= p.sum()
-        nats = float(exact.kl(p, ref))
+        p, nats = policy(x)
+        if budget:
+            before = nats if budget.beyond(nats, 0.0) else None
+            if before:
+                x = np.log(ref) + (budget.share(before) or 0.0) * (x - np.log(ref))
+                p, nats = policy(x)
+            beta = budget.update(nats, 64, before=before)
         path.append((nats, float(p @ truth)))
-        beta = budget.update(nats, 64) if budget else beta
         shaped = scores - beta * np.log(p / ref)
         x = x + 0.2 / (1 + beta) * (shaped - p @ shaped)  # natural gradient: the tilt itself
     return path

@@ -242,7 +242,7 @@ class KLSettings:
     """How a policy that learns from its own samples is held to the reference. null is the method's own."""
 
     coefficient: AtLeast0 | None = None
-    """Reward units per nat; where it is controlled, the first one."""
+    """Reward units per nat; where it is controlled, where that begins."""
     place: Literal["reward", "advantage", "loss"] | None = None
     """Taken from the reward before the baseline, from the advantage after it, or a term of the loss."""
     estimator: Literal["k1", "k2", "k3"] | None = None
@@ -254,7 +254,7 @@ class KLSettings:
     horizon: Size = 10000
     """Answers over which the adaptive coefficient reacts."""
     budget: Positive | None = None
-    """Nats an answer that KL(pi || ref) may reach: the coefficient is raised as it comes near, and the run ends if that is not enough."""
+    """Nats an answer that KL(pi || ref) may reach: a controller sets the price, weights beyond are pulled back; in vain, the run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch.autograd import gradcheck
 
 from prefopt import losses
 from prefopt.losses import advantages as adv
-from prefopt.losses.kl import KINDS, AdaptiveKL, FixedKL, KLBudget, kl_estimate
+from prefopt.losses.kl import KINDS, AdaptiveKL, FixedKL, kl_estimate
 from prefopt.losses.numeric import DomainError
 from prefopt.losses.policy import kl_penalty
 
@@ -380,58 +379,3 @@ def test_the_adaptive_controller() -> None:
     with pytest.raises(DomainError):
         AdaptiveKL(0.1, target=0.0, horizon=10)
     assert FixedKL(0.3).update(99.0, 1) == 0.3
-
-
-@pytest.mark.parametrize("initial", [0.05, 0.2, 5.0])
-@pytest.mark.parametrize("lag", [3, 8, 20])
-def test_a_budget_is_met_and_kept(initial: float, lag: int) -> None:
-    """A policy whose KL goes to 0.2/β, a share 1/lag of the way each round, and is measured with 5% noise."""
-    budget, kl, seen, rng = KLBudget(4.0, initial=initial), 0.0, [], random.Random(0)
-    for _ in range(150):
-        kl += (0.2 / budget.update(kl * rng.gauss(1, 0.05), 64) - kl) / lag
-        seen.append(kl)
-        assert not budget.spent
-    assert max(seen) <= 4.4
-    assert 0.9 * 4 <= sum(seen[-50:]) / 50 <= 4
-
-
-@pytest.mark.parametrize("power", [1.0, 1.5])
-@pytest.mark.parametrize(("lag", "rounds"), [(3, 60), (6, 60)])
-def test_a_budget_is_used_where_rounds_are_noisy(power: float, lag: int, rounds: int) -> None:
-    """A policy as real ones are: a limited speed, steps that miss by 10% of the budget, and measurements by 6%; 18 runs."""
-    late, rng = [], random.Random(0)
-    for initial in (0.05, 0.15, 0.3) * 6:
-        budget, kl = KLBudget(1.0, initial=initial), 0.0
-        for n in range(rounds):
-            aim = (0.15 / budget.update(kl * rng.gauss(1, 0.06), 64)) ** power
-            kl += max(-0.25, min(0.25, (aim - kl) / lag)) + rng.gauss(0, 0.1) * min(1.0, kl)
-            late += [kl] if n >= 2 * rounds // 3 else []
-    assert 0.88 <= sum(late) / len(late) <= 1.0
-
-
-def test_a_price_that_is_far_too_low_is_not_lowered_further() -> None:
-    """A policy that moves at its own speed until β is eight times the first: it comes back in time, so the run does not end."""
-    budget, kl, seen = KLBudget(1.0, initial=0.02), 0.0, []
-    for _ in range(60):
-        kl += max(-0.1, min(0.1, (0.15 / budget.update(kl, 64) - kl) / 6))
-        seen.append(kl)
-        assert not budget.spent
-    assert max(seen) < 1.3
-    assert seen[-1] == pytest.approx(0.95, abs=0.05)
-
-
-def test_a_budget_that_cannot_be_kept_ends_the_run() -> None:
-    budget = KLBudget(1.0, initial=0.1, patience=3)
-    for kl in (0.5, 2.0, 2.5):
-        budget.update(kl, 8)
-        assert not budget.spent
-    before = budget.coefficient
-    budget.update(3.0, 8)
-    assert budget.spent
-    assert budget.coefficient > before
-    again = KLBudget(1.0, initial=0.1, patience=3)
-    again.load(budget.state())
-    assert again.spent
-    assert again.state() == budget.state()
-    assert budget.within(1.0)
-    assert not budget.within(math.nan)

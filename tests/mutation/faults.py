@@ -173,7 +173,9 @@ KL: tuple[Line, ...] = (
     ("k3 of the other divergence", "def kl_estimate", "(-d).clamp(max=EXP_CAP).expm1()", "d.clamp(max=EXP_CAP).expm1()"),
     ("controller the wrong way", "class AdaptiveKL", "kl / self.target - 1", "1 - kl / self.target"),
     ("controller not clipped", "class AdaptiveKL", "max(-0.2, min(0.2, kl / self.target - 1))", "kl / self.target - 1"),
-    ("budget exceeded is kept", "class KLBudget", "return kl <= self.budget", "return kl >= self.budget"),
+    ("budget exceeded is kept", "class KLBudget", "return not kl - error <= self.budget", "return kl - error <= self.budget"),
+    ("budget: price falls where it should rise", "class KLBudget", "math.exp(self.IN_TIME * (", "math.exp(-self.IN_TIME * ("),
+    ("budget: pulled back to the square of the share", "class KLBudget", "(math.sqrt(self.aim) - start)", "(self.aim - start)"),
 )
 VALUE: tuple[Line, ...] = (
     ("minimum for maximum", "", "torch.maximum(error", "torch.minimum(error"),

@@ -50,7 +50,7 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "losses/": LOSSES,
     "losses/policy.py": ("tests/methods/test_policy.py", *VALUES),
     "losses/advantages.py": ("tests/methods/test_policy.py", *VALUES),
-    "losses/kl.py": ("tests/methods/test_policy.py", *VALUES),
+    "losses/kl.py": ("tests/methods/test_policy.py", "tests/methods/test_kl_budget.py", *VALUES),
     "losses/value.py": ("tests/methods/test_policy.py", *VALUES),
     "losses/ragged.py": (*VALUES, "tests/unit/test_ragged.py", "tests/methods/test_policy.py", "tests/exact/test_verify.py", *GOLDEN),
     "losses/reduce.py": ("tests/unit/test_reduce.py", *VALUES, *LOOP),

@@ -100,59 +100,94 @@ class AdaptiveKL(FixedKL):
 
 
 class KLBudget(FixedKL):
-    """A bound on KL that is kept: the coefficient rises as the bound comes near, and the run ends when that is not enough.
+    """A bound on KL that is kept: a controller brings KL to `aim`, and weights that went beyond the budget are pulled back by the caller.
 
-    β <- β exp(½ (m - aim)/aim), at least β/1.35 and at most 2 β,  m = KL + 6 · (smoothed rise of KL a round)
+    β = b exp(2 (m/aim - 1)),  ln b <- ln b + 0.3 ln(m/aim),  √m = √KL smoothed over rounds, with its trend (Holt)
 
-    KL answers a change of β only after some rounds, so the controller looks six rounds ahead, and does not lower β while KL would reach the
-    aim by itself within twenty: β would be far too low when it arrives. On policies that answer within 3 to 20 rounds, noisy ones too, it
-    settles just below `aim`. One answer with an enormous log-ratio can carry the mean of a
-    round, so a rise by more than half the budget is read as half the budget. `spent` is true once KL has been above the budget for
-    `patience` rounds without falling and without coming back; the caller stops there and keeps the last weights that were within.
+    A proportional-integral controller of ln β (as Stooke et al. 2020, arXiv 2007.03964, steer a Lagrange multiplier), with both errors
+    held in [-1, 1]. √KL is smoothed since it is the distance, and grows evenly where the policy moves evenly. b does not fall where m would
+    reach the aim by itself within three rounds. One answer with an enormous log-ratio can carry the mean of a round, so a rise by more
+    than half the budget is read as half the budget.
+
+    The fence needs no model of the policy. Where KL is `beyond` the budget by more than its standard error, the caller moves the weights
+    back on the straight line to where the run began (Ramé et al. 2024, arXiv 2406.16768), to the `share` of the way at which √KL is that
+    of the aim, and measures them. One such round may be noise; in the (k+1)-th in a row the price rises, b <- b min(2, max(1.1,
+    (KL - error)/budget)^k), with the KL before. `spent` is true after `patience` rounds in a row. A run that began beyond its budget cannot
+    be pulled back; there it is rounds in which KL does not fall that count.
 
     Args:
         budget: nats of KL(pi || ref) per answer, the mean of sums over tokens.
-        initial: the coefficient to begin with.
+        initial: the coefficient to begin with: b, which is β where KL is at its aim.
         aim: the share of the budget to settle at.
-        patience: rounds above the budget before giving up.
+        patience: rounds beyond the budget before giving up.
 
     >>> budget = KLBudget(2.0, initial=0.1)
-    >>> [round(budget.update(kl, 64), 3) for kl in (0.5, 1.9, 3.0)]
-    [0.103, 0.205, 0.411]
+    >>> [round(budget.update(kl, 64), 3) for kl in (0.0, 1.9, 2.5)]
+    [0.01, 0.01, 0.017]
     """
 
-    AHEAD, ARRIVES, GAIN, RISE, FALL, SMOOTH, JUMP = 6, 20, 0.5, 2.0, 1.35, 0.5, 0.5
+    AT_ONCE, IN_TIME, ARRIVES, SMOOTH, TREND, JUMP, LEAST, MOST = 2.0, 0.3, 3, 0.5, 0.3, 0.5, 1.1, 2.0
 
-    def __init__(self, budget: float, *, initial: float = 0.05, aim: float = 0.95, patience: int = 10) -> None:
+    def __init__(self, budget: float, *, initial: float = 0.05, aim: float = 0.97, patience: int = 10) -> None:
         require(budget > 0, "kl.budget", budget, "positive")
         require(initial > 0, "kl.coefficient", initial, "positive where a budget has to be kept")
         require(0 < aim <= 1, "aim", aim, "in (0, 1]")
         super().__init__(initial)
         self.budget, self.aim, self.patience = float(budget), aim * budget, patience
-        self.above, self.last, self.slope = 0, 0.0, 0.0
+        self.base, self.distance, self.trend, self.above = float(initial), 0.0, 0.0, 0
+        self.start: float | None = None
+
+    @property
+    def smoothed(self) -> float:
+        """KL smoothed over rounds, nats an answer."""
+        return self.distance**2
 
     @property
     def spent(self) -> bool:  # type: ignore[override]
         """Whether the budget could not be kept."""
         return self.above >= self.patience
 
-    def within(self, kl: float) -> bool:
-        """Whether this KL keeps the budget."""
-        return kl <= self.budget
+    def beyond(self, kl: float, error: float) -> bool:
+        """Whether it is above the budget by more than its standard error; a KL that is not finite is."""
+        return not kl - error <= self.budget
 
-    def update(self, kl: float, n: int) -> float:
-        """The coefficient after a round whose KL was `kl` nats, the mean over its `n` answers of sums over tokens."""
-        within = self.within(kl)
+    def share(self, kl: float) -> float | None:
+        """How far from where the run began weights of this KL may stay, 0 to 1; None where it began beyond its aim."""
+        if self.start is None or self.start >= self.aim:
+            return None
+        start = math.sqrt(max(0.0, self.start))
+        return max(0.0, min(1.0, (math.sqrt(self.aim) - start) / (math.sqrt(kl) - start))) if math.isfinite(kl) and kl > self.aim else 0.0
+
+    def update(self, kl: float, n: int, error: float = 0.0, *, before: float | None = None) -> float:
+        """The coefficient after a round whose KL was `kl` nats, the mean over its `n` answers of sums over tokens, with its standard error.
+
+        `before` is the KL of the weights as they came, where they were pulled back.
+        """
+        if self.start is None and math.isfinite(kl):
+            self.start, self.distance = kl, math.sqrt(max(0.0, kl))
         if math.isfinite(kl):
-            kl = min(kl, self.last + self.JUMP * self.budget)
-            self.slope = self.SMOOTH * self.slope + (1 - self.SMOOTH) * (kl - self.last)
-            self.last = kl
-            step = self.GAIN * (kl + self.AHEAD * self.slope - self.aim) / self.aim
-            step = max(step, 0.0) if kl + self.ARRIVES * self.slope > self.aim else step
-            self.coefficient *= math.exp(max(-math.log(self.FALL), min(math.log(self.RISE), step)))
-        self.above = 0 if within else self.above + (self.slope >= 0 or not math.isfinite(kl))
+            self._follow(kl, pulled=before is not None)
+        stays = before is None and self.beyond(kl, error) and not (math.isfinite(kl) and self.trend < 0)
+        if before is not None or stays:
+            self.above += 1
+            over = ((kl if before is None else before) - error) / self.budget
+            self.base *= min(self.MOST, max(self.LEAST, over) ** (self.above - 1)) if math.isfinite(over) else self.MOST
+        elif not self.beyond(kl, error):
+            self.above = 0
+        self.coefficient = self.base * math.exp(self.AT_ONCE * min(1.0, self.smoothed / self.aim - 1))
         return self.coefficient
+
+    def _follow(self, kl: float, *, pulled: bool) -> None:
+        """Move the smoothed distance, its trend, and the price by its error; weights pulled back have no trend and lower no price."""
+        self.trend = 0.0 if pulled else self.trend
+        expected, kl = self.distance + self.trend, max(0.0, min(kl, self.smoothed + self.JUMP * self.budget))
+        distance = max(0.0, expected + self.SMOOTH * (math.sqrt(kl) - expected))
+        self.trend += self.TREND * (distance - self.distance - self.trend)
+        self.distance = distance
+        error = max(-1.0, min(1.0, math.log(max(self.smoothed, 1e-9) / self.aim)))
+        arrives = max(0.0, distance + self.ARRIVES * self.trend) ** 2 > self.aim
+        self.base *= math.exp(self.IN_TIME * (max(error, 0.0) if pulled or arrives else error))
 
     def state(self) -> dict[str, Any]:
         """See `FixedKL`."""
-        return {name: vars(self)[name] for name in ("coefficient", "above", "last", "slope")}
+        return {name: vars(self)[name] for name in ("coefficient", "base", "distance", "trend", "above", "start")}

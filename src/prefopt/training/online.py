@@ -39,6 +39,12 @@ from prefopt.types import TokenTree, plain
 EVALUATION = 2**31
 """The round number that draws the random numbers of held-out answers."""
 
+PULLS = 3
+"""How often the weights of one round are pulled back at most, where the first time was not enough."""
+
+LAST = 4
+"""Rounds' worth of prompts on which a run under a budget is measured at its end."""
+
 
 class Rounds:
     """See the module; a `Stream`.
@@ -78,11 +84,10 @@ class Rounds:
         self.controller = controller(setup)
         self.baseline: float | None = None
         self.round: Round | None = None
-        self.within: dict[str, Tensor] = {}
         self.reason = ""
         self.best: dict[str, Tensor] = {}
         self.hacked = False
-        self.first = self._weights() if self.online.anew == "policy" else {}
+        self.first = self._weights() if self.online.anew == "policy" or setup.held.budget is not None else {}
         self.source = Source(job, model, setup.rollout)
         self._check()
 
@@ -109,31 +114,37 @@ class Rounds:
         groups = self._ask(self.heldout[:first], EVALUATION, samples=1)
         found = {name: value for name, value in summary(groups).items() if name in ("reward", "completions/mean_length")}
         if self.job.reference is not None and groups:
-            found["objective/kl"] = self._kl(groups)
+            found["objective/kl"] = self._kl(groups)[0]
         return {f"eval/{name}": value for name, value in found.items()}
 
     def finish(self) -> str:
         """Where a watch stopped the run, take back the weights it thought best. Where a budget was asked for, measure the KL once more, and
-        take back the last weights that kept it if these do not.
+        pull the weights back if they are beyond it.
         """
         if self.hacked and self.best:
             self._put(self.best)
             return "keeping the weights of the best check"
         if not isinstance(self.controller, KLBudget):
             return ""
-        groups = self._ask([self.train[i] for i in self.plan.step(0)], EVALUATION + 1, samples=self.setup.rollout.samples)
-        kl, budget = self._kl(groups), self.controller.budget
-        if self.controller.within(kl):
-            return f"KL to the reference is {kl:.3g} nats an answer, within its budget of {budget:g}"
-        if not self.within:
-            return f"KL to the reference is {kl:.3g} nats an answer, beyond its budget of {budget:g}, and was never within it"
-        self._put(self.within)
-        return f"KL to the reference was {kl:.3g} nats an answer, beyond its budget of {budget:g}: keeping the last weights within"
+        budget, (kl, error), was = self.controller, self._kl_of_several_rounds(), ""
+        limit = f"its budget of {budget.budget:g}"
+        for _ in range(PULLS):
+            if not budget.beyond(kl, error) or not self._pull_back(kl):
+                break
+            was = was or f"; it was {kl:.3g} before the weights were pulled back"
+            kl, error = self._kl_of_several_rounds()
+        where = "within" if kl <= budget.budget else "beyond" if budget.beyond(kl, error) else "at"
+        return f"KL to the reference is {kl:.3g} nats an answer (standard error {error:.2g}), {where} {limit}{was}"
+
+    def _kl_of_several_rounds(self) -> tuple[float, float]:
+        """KL and its standard error on the prompts of the first rounds, for a KL that is known better than a round's own."""
+        rows = dict.fromkeys(i for number in range(LAST) for i in self.plan.step(number))
+        return self._kl(self._ask([self.train[i] for i in rows], EVALUATION + 1, samples=self.setup.rollout.samples))
 
     def state(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Stream`; the round under way, if there is one."""
         plain = {"controller": self.controller.state(), "baseline": self.baseline, "round": None}
-        tensors = {f"{kept}/{name}": tensor for kept in ("within", "best") for name, tensor in getattr(self, kept).items()}
+        tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
         if self.round is not None and step % self.per_steps:
             plain["round"] = self.round.number
             tensors |= {f"round/{name}": tensor for name, tensor in to_tensors(self.round.trees).items()}
@@ -143,7 +154,6 @@ class Rounds:
         """See `Stream`."""
         self.controller.load(state["controller"])
         self.baseline = state["baseline"]
-        self.within = {name[7:]: tensor for name, tensor in tensors.items() if name.startswith("within/")}
         self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         if state["round"] is not None:
             stored = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("round/")}
@@ -155,12 +165,43 @@ class Rounds:
     def _new(self, number: int) -> Round:
         """Sample, judge, measure, and make what the loss reads."""
         self._renew()
-        asked, groups = self._gather(number)
+        asked, made = self._sampled(number)
+        before = None
+        for _ in range(PULLS):
+            kl = self._kl_beyond(made)
+            if kl is None or not self._pull_back(kl):
+                break
+            before = kl if before is None else before
+            asked, made = self._sampled(number)
+        groups = made.groups
         metrics = summary(groups) | {"rollouts/unjudged": float(asked - sum(len(group.answers) for group in groups))}
-        trees = self._learn_from(groups, metrics) if groups else []
+        self._steer(made, metrics, before)
+        trees = self._learn_from(made, metrics) if groups else []
         self._record(number, groups)
         self._look(number, groups, metrics)
         return Round(number, trees, metrics)
+
+    def _sampled(self, number: int) -> tuple[int, Made]:
+        """How many answers were asked for, and those that came with what was measured of them."""
+        asked, groups = self._gather(number)
+        measured = self._measure(groups) if groups and self._has_to_measure() else []
+        return asked, Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
+
+    def _kl_beyond(self, made: Made) -> float | None:
+        """The KL of a round that began beyond its budget, None of any other."""
+        found = made.divergence()
+        if found is None or not isinstance(self.controller, KLBudget):
+            return None
+        return found[0] if self.controller.beyond(*found) else None
+
+    def _pull_back(self, kl: float) -> bool:
+        """Move weights of this KL towards where the run began, until they should be within the budget; False where that cannot be."""
+        assert isinstance(self.controller, KLBudget)
+        share = self.controller.share(kl)
+        if share is not None:
+            now = self._weights()
+            self._put({name: torch.lerp(first, now[name], share) if share else first for name, first in self.first.items()})
+        return share is not None
 
     def _look(self, number: int, groups: Sequence[Group], metrics: dict[str, float]) -> None:
         """Show the round to who watches; its answers are of the weights as they are now."""
@@ -179,15 +220,8 @@ class Rounds:
             if found.stop:
                 self.reason, self.hacked = found.stop, True
 
-    def _learn_from(self, groups: Sequence[Group], metrics: dict[str, float]) -> list[TokenTree]:
+    def _learn_from(self, made: Made, metrics: dict[str, float]) -> list[TokenTree]:
         """The trees of the round; adds what was found out to its metrics."""
-        measured = self._measure(groups) if self._has_to_measure() else []
-        made = Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
-        kl_S = made.divergence_of_answers()
-        if kl_S is not None:
-            metrics["objective/kl"] = float(kl_S.mean())
-            self._steer(float(kl_S.mean()), len(kl_S))
-            metrics["kl/coefficient"] = self.controller.coefficient
         made.coefficient = self.controller.coefficient
         columns = made.columns(self.online)
         found = self.online(columns, self.setup.options)
@@ -197,7 +231,7 @@ class Rounds:
             self.baseline = float(found["baseline"])
             metrics["reward_baseline"] = self.baseline
         whitened = self.setup.online.whiten if self.setup.online.whiten is not None else self.online.whiten
-        trees = trees_of(groups, made.signals(found, whitened=whitened), found, self.setup.train.micro_tokens)
+        trees = trees_of(made.groups, made.signals(found, whitened=whitened), found, self.setup.train.micro_tokens)
         metrics["rollouts/learned_from"] = float(sum(len(tree.branches) for tree in trees))
         return trees
 
@@ -209,18 +243,23 @@ class Rounds:
         watched = self.job.reference is not None and any(watch.needs_kl for watch in self.watch)
         return ratios or steered or watched or self.online.has_critic
 
-    def _steer(self, kl: float, answers: int) -> None:
-        """Move the coefficient; remember weights that keep the budget, and end the run when it cannot be kept."""
-        budget = self.controller
-        budget.update(kl, answers)
+    def _steer(self, made: Made, metrics: dict[str, float], before: float | None) -> None:
+        """Move the coefficient, and end the run when it cannot be kept."""
+        found = made.divergence()
+        if found is None:
+            return
+        (kl, error), held = found, self.controller
+        if isinstance(held, KLBudget):
+            held.update(kl, len(made.lengths), error, before=before)
+            metrics |= {"kl/error": error, "kl/smoothed": held.smoothed, "kl/pulled_back": 0.0 if before is None else before}
+            if held.spent:
+                what = f"KL went above its budget of {held.budget:g} nats an answer in {held.above} rounds without falling"
+                self.reason = f"{what}, although the coefficient rose to {held.coefficient:.3g}"
+        else:
+            held.update(kl, len(made.lengths))
         if self.job.penalty is not None:
-            self.job.penalty.coefficient = budget.coefficient
-        if isinstance(budget, KLBudget):
-            if budget.within(kl):
-                self.within = self._weights()
-            elif budget.spent:
-                what = f"KL was {kl:.3g} nats an answer, above its budget of {budget.budget:g} for {budget.above} rounds without falling"
-                self.reason = f"{what}, although the coefficient rose to {budget.coefficient:.3g}"
+            self.job.penalty.coefficient = held.coefficient
+        metrics |= {"objective/kl": kl, "kl/coefficient": held.coefficient}
 
     def _renew(self) -> None:
         """What a method sets anew at the start of a round."""
@@ -321,9 +360,12 @@ class Rounds:
         words = np.random.SeedSequence([self.setup.train.seed, self.setup.rollout.seed, *stamp], spawn_key=key).generate_state(2)
         return int(words[0]) << 20 | int(words[1]) >> 12
 
-    def _kl(self, groups: Sequence[Group]) -> float:
-        """KL to the reference, nats an answer, estimated on the policy's samples."""
-        return float(np.mean([part["kl"].sum(dtype=np.float64) for part in self._measure(groups)]))
+    def _kl(self, groups: Sequence[Group]) -> tuple[float, float]:
+        """KL to the reference, nats an answer, estimated on the policy's samples, and its standard error."""
+        measured = measure(self.job, [untold(group) for group in groups], divergence=True)
+        found = Made(groups, measured, 0.0, self.setup.held, self.setup.online, None).divergence()
+        assert found is not None
+        return found
 
     def _measure(self, groups: Sequence[Group]) -> list[dict[str, Any]]:
         return measure(self.job, [untold(group) for group in groups], divergence=self.job.reference is not None)

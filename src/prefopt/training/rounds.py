@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,7 @@ from prefopt.losses.online import Online
 from prefopt.rollout.rewards import Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import KLSettings, OnlineSettings
+from prefopt.stats import clustered_mean
 from prefopt.training import distributed
 from prefopt.training.job import Job
 from prefopt.types import SIGNALS, Branch, TokenTree
@@ -140,6 +142,14 @@ class Made:
         if not self.measured or "kl" not in self.measured[0]:
             return None
         return torch.zeros(len(self.lengths), dtype=torch.float64).index_add(0, self.sequence, self.tokens("kl"))
+
+    def divergence(self) -> tuple[float, float] | None:
+        """KL of answers and its standard error, answers to one prompt going together; the error is 0 where one prompt leaves it unknown."""
+        kl_S = self.divergence_of_answers()
+        if kl_S is None:
+            return None
+        found = clustered_mean(kl_S.numpy(), self.group.tolist())
+        return found.value, 0.0 if math.isnan(found.std_error) else found.std_error
 
     def columns(self, online: Online) -> dict[str, Any]:
         """What `online.make` may ask for."""
