@@ -257,6 +257,18 @@ def test_more_distinct_requests_than_there_are_is_refused(monkeypatch):
         WORLD.requests(2, seed=0, split="heldout", distinct=True)
 
 
+def test_answers_are_written_beside_the_same_requests(tmp_path):
+    sizes = {"pretrain": 1, "sft": 1, "prompts": 30, "heldout": 30}
+    without, beside = (write(tmp_path / str(n), sizes, answers=n) for n in (0, 3))
+    assert without["sft"].read_bytes() == beside["sft"].read_bytes()
+    for name in ("prompts", "heldout"):
+        bare, told = ([json.loads(line) for line in files[name].read_text().splitlines()] for files in (without, beside))
+        answers = [row.pop("completions") for row in told]
+        assert bare == told
+        assert {len(texts) for texts in answers} == {3}
+        assert all(WORLD.judge(row["meta"], text).fluent for row, texts in zip(told, answers, strict=True) for text in texts)
+
+
 # --- drafts ---------------------------------------------------------------------------------------------------------
 
 

@@ -62,6 +62,8 @@ class WorldOptions:
     """Requests for the evaluation, phrased as no other file does."""
     slice: Literal["all", "fact", "arithmetic", "advice", "rewrite", "borderline", "harmful"] = "all"
     """Prompts and held-out requests of this kind alone."""
+    answers: Count = 0
+    """Imperfect answers written beside each prompt and held-out request, as people might, for a label stage to compare."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,9 @@ class LabelOptions:
     """Who is asked, by name: gold, brisk, polite, easy (prefopt.world.ANNOTATORS)."""
     votes: Size = 1
     """Annotators asked for each pair, drawn at random; the label is what most of them said."""
+    strength: bool = False
+    """Write how far the votes agree as `margin`, log((w + 1/2) / (l + 1/2)) of w for the winner and l against it, ties aside: the log-odds
+    that `reward_graded` learns with form=soft."""
     pairs: Size = 1
     """Pairs of different answers taken from each prompt, at random."""
     ties: Literal["drop", "keep"] = "drop"

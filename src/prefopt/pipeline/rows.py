@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -146,10 +147,13 @@ def labelled(examples: Iterable[Example], options: LabelOptions, seen: Counter[s
     for example in examples:
         for a, b in _pairs(example, options.pairs, rng, seen):
             votes = _votes(example, a, b, names, options.votes, rng)
-            label = _majority(votes)
+            said = Counter(vote["label"] for vote in votes if not options.strength or vote["label"] != "tie")
+            label = _majority(said)
+            strength = {"margin": _strength(said)} if options.strength else {}
             seen["tie" if label == "tie" else "labelled"] += 1
             if label != "tie" or options.ties == "keep":
-                yield {"prompt": plain(example.prompt), "response_a": a, "response_b": b, "label": label, "votes": votes, **extra(example)}
+                row = {"prompt": plain(example.prompt), "response_a": a, "response_b": b, "label": label, "votes": votes}
+                yield {**row, **strength, **extra(example)}
 
 
 def _pairs(example: Example, count: int, rng: np.random.Generator, seen: Counter[str]) -> Iterator[tuple[str, str]]:
@@ -176,8 +180,9 @@ def _votes(example: Example, a: str, b: str, names: Sequence[str], count: int, r
             "the row is not of the synthetic world, so no truth is known", where=example.where, fix="label rows sampled for its prompts"
         )
     annotators = dict(zip(names, _panel(panel, names), strict=True))
+    odds = {name: annotator.probabilities(example.meta, a, b) for name, annotator in annotators.items()}
     chosen = rng.choice(len(names), size=count) if len(names) > 1 else [0] * count
-    return [{"annotator": names[i], "label": annotators[names[i]].prefer(example.meta, a, b, rng)} for i in chosen]
+    return [{"annotator": names[i], "label": odds[names[i]].draw(rng)} for i in chosen]
 
 
 def _panel(panel: Any, names: Sequence[str]) -> Any:
@@ -187,7 +192,12 @@ def _panel(panel: Any, names: Sequence[str]) -> Any:
         raise OptionError(error.what, where="label.annotators", fix=error.fix) from None
 
 
-def _majority(votes: Sequence[Row]) -> str:
+def _majority(said: Counter[str]) -> str:
     """The label with strictly more votes than any other, else a tie."""
-    ranked = Counter(vote["label"] for vote in votes).most_common(2)
-    return "tie" if len(ranked) > 1 and ranked[0][1] == ranked[1][1] else str(ranked[0][0])
+    ranked = said.most_common(2)
+    return "tie" if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]) else ranked[0][0]
+
+
+def _strength(said: Counter[str]) -> float:
+    """The log-odds of a vote for the winner; half a vote is added to either side, so that agreement is never boundless (Haldane 1956)."""
+    return abs(math.log((said["a"] + 0.5) / (said["b"] + 0.5)))

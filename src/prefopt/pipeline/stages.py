@@ -145,8 +145,8 @@ def world(stage: Stage, folder: Path, context: Context) -> Done:
     """The synthetic world's data files."""
     from prefopt.world import write
 
-    sizes = {name: size for name, size in stage.options.items() if name not in ("seed", "slice")}
-    files = write(folder, sizes, stage.options["seed"], slice_=stage.options["slice"])
+    sizes = {name: size for name, size in stage.options.items() if name not in ("seed", "slice", "answers")}
+    files = write(folder, sizes, stage.options["seed"], slice_=stage.options["slice"], answers=stage.options["answers"])
     facts = {"sha256": {name: record.digest_path(path) for name, path in files.items()}}
     return Done({name: path.name for name, path in files.items()}, facts, ", ".join(f"{size} {name}" for name, size in sizes.items()))
 

@@ -33,6 +33,13 @@ class Probabilities(NamedTuple):
     b: float
     tie: float
 
+    def draw(self, rng: np.random.Generator) -> Choice:
+        """A choice with these probabilities."""
+        u = rng.random()
+        if u < self.a:
+            return "a"
+        return "b" if u < self.a + self.b else "tie"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator:
@@ -80,10 +87,7 @@ class Annotator:
 
     def prefer(self, meta: Mapping[str, Any], a: str, b: str, rng: np.random.Generator) -> Choice:
         """A choice between two answers, `a` shown first."""
-        p, u = self.probabilities(meta, a, b), rng.random()
-        if u < p.a:
-            return "a"
-        return "b" if u < p.a + p.b else "tie"
+        return self.probabilities(meta, a, b).draw(rng)
 
 
 def preferred(annotators: Sequence[Annotator], meta: Mapping[str, Any], a: str, b: str) -> float:

@@ -55,7 +55,7 @@ def distinct_requests(place: Town, rng: np.random.Generator, split: Split, n: in
 
 
 def write(
-    folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int = 0, rates: Rates = RATES, slice_: str = "all"
+    folder: Path | str, sizes: Mapping[str, int] | None = None, seed: int = 0, rates: Rates = RATES, slice_: str = "all", answers: int = 0
 ) -> dict[str, Path]:
     """Write pretrain.jsonl, sft.jsonl, prompts.jsonl and heldout.jsonl into `folder`; the same seed writes the same bytes.
 
@@ -63,8 +63,9 @@ def write(
         folder: made where it is missing.
         sizes: rows of each file; `SIZES` where not given.
         seed: of the town and of every draw.
-        rates: of the flaws in sft.jsonl.
+        rates: of the flaws of written answers.
         slice_: prompts.jsonl and heldout.jsonl hold requests of this slice alone.
+        answers: written beside each of these requests as `completions`, for annotators to compare.
 
     Returns:
         The path of each file by its name.
@@ -78,11 +79,17 @@ def write(
     counts = {**SIZES, **(sizes or {})}
     place = town(seed)
     streams = dict(zip(SIZES, np.random.default_rng([seed, 1]).spawn(len(SIZES)), strict=True))
+
+    def asked(name: str, split: Split) -> Iterator[dict[str, Any]]:
+        for request in distinct_requests(place, streams[name], split, counts[name], slice_):
+            written = [draft(request.meta, streams[name], rates) for _ in range(answers)]
+            yield _prompt_row(request) | ({"completions": written} if answers else {})
+
     rows = {
         "pretrain": ({"text": pretrain_text(place, streams["pretrain"])} for _ in range(counts["pretrain"])),
         "sft": _demonstrations(place, streams["sft"], counts["sft"], rates),
-        "prompts": map(_prompt_row, distinct_requests(place, streams["prompts"], "train", counts["prompts"], slice_)),
-        "heldout": map(_prompt_row, distinct_requests(place, streams["heldout"], "heldout", counts["heldout"], slice_)),
+        "prompts": asked("prompts", "train"),
+        "heldout": asked("heldout", "heldout"),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
