@@ -4,59 +4,109 @@
 
 Reads a run of recipes/reward-model.yaml. The annotators' model is known, so for every held-out pair the probability that the one answer is
 preferred is known exactly: the Bayes limit of accuracy is the mean of max(p, 1 - p), and the model's own expected accuracy the mean of
-the probability of what it chooses, both free of the luck of the labels drawn.
+the probability of what it chooses, both free of the luck of the labels drawn. `--by` also says where what it loses is lost: by the kind of
+request, by who wrote the answers, and among the pairs that differ in an attribute.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from prefopt import load
-from prefopt.world import panel, preferred
+from prefopt.world import judge, panel, preferred
+
+Pair = dict[str, Any]
+Floats = npt.NDArray[np.float64]
+
+SEEN = ("fluent", "correct", "complete", "refusal", "format", "terse", "courteous", "hedged", "flattering", "padded", "brief")
+"""Attributes that may tell two answers apart."""
 
 
-def main(folder: Path) -> None:
-    """Print a table."""
+def main(folder: Path, *, by: bool) -> None:
+    """Print a table, or with `by` a second one."""
     pairs, names = held_out(folder)
     model = load(str(folder / "reward" / "model"))
-    scores = [
+    first, second = (
         np.array(model.score([row["prompt"] for row in pairs], [_said(row[side]) for row in pairs]))
         for side in ("response_a", "response_b")
-    ]
-    margin = scores[0] - scores[1]
+    )
     p = np.array([preferred(panel(tuple(names)), row["meta"], row["response_a"], row["response_b"]) for row in pairs])
-    said_a = np.array([row["label"] == "a" for row in pairs])
-    limit, mine = np.maximum(p, 1 - p), np.where(margin > 0, p, 1 - p)
-    groups = np.unique([json.dumps(row["prompt"]) for row in pairs], return_inverse=True)[1]
-    gap = limit - mine
-    sums = np.bincount(groups, weights=gap - gap.mean())
-    error = float(np.sqrt((sums**2).sum()) / len(gap))
-    probs = 1 / (1 + np.exp(-margin))
-    rows = {
-        "held-out pairs with a preference": f"{len(pairs)} of {groups.max() + 1} prompts",
-        "Bayes limit of accuracy": f"{limit.mean():.4f}",
-        "expected accuracy of the model": f"{mine.mean():.4f}",
-        "below the limit, in points": f"{100 * gap.mean():.2f} +- {196 * error:.2f}",
-        "accuracy on the labels drawn": f"{(said_a == (margin > 0)).mean():.4f}",
-        "mean |sigma(difference) - exact probability|": f"{np.abs(probs - p).mean():.4f}",
-        **_told(folder),
-    }
+    rows = {**_right(pairs, p, first - second), **_told(folder)}
     wide = max(map(len, rows))
     print("\n".join(f"{name:<{wide}}  {value}" for name, value in rows.items()))
+    if by:
+        print(f"\n{'':<24} share of pairs  limit  model  below it, in points  part of the whole")
+        for name, mask in parts(folder, pairs):
+            print(f"{name:<24} {_lost(best(p), reached(p, first - second), mask)}")
 
 
-def held_out(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def best(p: Floats) -> Floats:
+    """Expected accuracy of who knows `p`, the probability of a preference for the first answer."""
+    return np.maximum(p, 1 - p)
+
+
+def reached(p: Floats, margin: Floats) -> Floats:
+    """Expected accuracy of choosing the first answer where `margin` is positive."""
+    return np.where(margin > 0, p, 1 - p)
+
+
+def held_out(folder: Path) -> tuple[list[Pair], list[str]]:
     """The held-out pairs of the reward stage that state a preference, and who was asked."""
-    wheres = (folder / "reward" / "heldout.txt").read_text().split()
-    lines = (folder / "label" / "pairs.jsonl").read_text().splitlines()
-    rows = [json.loads(lines[int(where.rpartition(":")[2]) - 1]) for where in wheres]
-    names = json.loads((folder / "label" / "record.json").read_text())["stage"]["annotators"]
+    places = [where.rpartition(":") for where in (folder / "reward" / "heldout.txt").read_text().split()]
+    file = Path(places[0][0])
+    label = folder / file.parent.name
+    lines = (label / file.name).read_text().splitlines()
+    rows = [json.loads(lines[int(number) - 1]) for _, _, number in places]
+    names = json.loads((label / "record.json").read_text())["stage"]["annotators"]
     return [row for row in rows if row["label"] != "tie"], [names] if isinstance(names, str) else names
+
+
+def parts(folder: Path, pairs: list[Pair]) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """Names of parts of the pairs, and which pairs they hold, at least one; those of an attribute overlap."""
+    yield "all", np.ones(len(pairs), dtype=bool)
+    yield from ((name, mask) for name, mask in _parts(folder, pairs) if mask.any())
+
+
+def _parts(folder: Path, pairs: list[Pair]) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    answers = [json.loads(line) for line in (folder / "world" / "heldout.jsonl").read_text().splitlines()]
+    written = {(json.dumps(row["prompt"]), text) for row in answers for text in row.get("completions", ())}
+    people = np.array([all((json.dumps(row["prompt"]), row[side]) in written for side in ("response_a", "response_b")) for row in pairs])
+    yield from (("written answers", people), ("sampled answers", ~people))
+    slices = np.array([row["meta"]["slice"] for row in pairs])
+    yield from ((f"asks for {name}", slices == name) for name in np.unique(slices))
+    seen = [[judge(row["meta"], row[side]) for side in ("response_a", "response_b")] for row in pairs]
+    for name in SEEN:
+        yield f"differ in {name}", np.array([getattr(a, name) != getattr(b, name) for a, b in seen])
+
+
+def _lost(limit: Floats, mine: Floats, mask: npt.NDArray[np.bool_]) -> str:
+    gap = limit - mine
+    told = f"{mask.mean():14.3f}  {limit[mask].mean():.3f}  {mine[mask].mean():.3f}"
+    return f"{told}  {100 * gap[mask].mean():19.2f}  {100 * gap[mask].sum() / len(gap):17.2f}"
+
+
+def _right(pairs: list[Pair], p: Floats, margin: Floats) -> dict[str, str]:
+    """How often the model is right, beside the limit; pairs of one prompt go together in the interval."""
+    groups = np.unique([json.dumps(row["prompt"]) for row in pairs], return_inverse=True)[1]
+    gap = best(p) - reached(p, margin)
+    sums = np.bincount(groups, weights=gap - gap.mean())
+    error = float(np.sqrt((sums**2).sum()) / len(gap))
+    said_a = np.array([row["label"] == "a" for row in pairs])
+    return {
+        "held-out pairs with a preference": f"{len(pairs)} of {groups.max() + 1} prompts",
+        "Bayes limit of accuracy": f"{best(p).mean():.4f}",
+        "expected accuracy of the model": f"{reached(p, margin).mean():.4f}",
+        "below the limit, in points": f"{100 * gap.mean():.2f} +- {196 * error:.2f}",
+        "accuracy on the labels drawn": f"{(said_a == (margin > 0)).mean():.4f}",
+        "mean |sigma(difference) - exact probability|": f"{np.abs(1 / (1 + np.exp(-margin)) - p).mean():.4f}",
+    }
 
 
 def _said(text: str) -> list[dict[str, str]]:
@@ -77,4 +127,8 @@ def _told(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a run of recipes/reward-model.yaml")
+    parser.add_argument("--by", action="store_true", help="say where what is lost is lost")
+    given = parser.parse_args()
+    main(given.folder, by=given.by)
