@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, OnlineSettings
 from prefopt.training import distributed
 from prefopt.training.monitor import Judged, Watched
+from prefopt.training.online import Rounds
 from prefopt.training.sampling import Source
 from tests.ranks import together
 from tests.tiny import VOCAB
@@ -51,9 +53,32 @@ def train(folder: Path, method: str) -> None:
     """Several steps a round where a method makes ratios, KL in its own place, every second step saved."""
     online = OnlineSettings(prompts=8) if method in ("ppo", "dapo", "iterative_dpo") else OnlineSettings()
     more: dict[str, Any] = {"critic": CriticSettings(learning_rate=1e-3)} if method == "ppo" else {}
-    more |= {"kl": KLSettings(budget=5.0)} if method == "grpo" else {}
+    more |= {"kl": KLSettings(budget=3e-3)} if method == "grpo" else {}
     options = {"threshold": 0.6} if method == "star" else {}
     run(folder / method, method, rows=13, heldout=5, train=TRAIN, online=online, watch=[Watcher()], options=options, **more)
+
+
+def long(folder: Path) -> None:
+    """Three rounds of two steps of PPO under a budget that pulls it back, each step saved."""
+    online, kl = OnlineSettings(prompts=8), KLSettings(budget=3e-3)
+    run(folder, "ppo", rows=13, train={**TRAIN, "steps": 6, "save_every": 1}, online=online, kl=kl)
+
+
+@contextlib.contextmanager
+def interrupted(*, after: int) -> Iterator[None]:
+    """Both ranks end before the step `after`, in the middle of a round where that is odd."""
+    step = Rounds.step
+
+    def stopped(self: Rounds, number: int) -> Any:
+        if number == after:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    Rounds.step = stopped  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Rounds.step = step  # type: ignore[method-assign]
 
 
 class OneRankFails(EvenTokens):
@@ -80,6 +105,12 @@ def main(folder: Path) -> None:
         run(folder / "wrong", "grpo", rows=8, reward=OneRankFails())
     except RewardError as error:
         (folder / f"said-{distributed.rank()}").write_text(f"{error.what}|{error.fix}")
+    long(folder / "whole")
+    with interrupted(after=3), contextlib.suppress(KeyboardInterrupt):
+        long(folder / "cut")
+    (folder / f"steps-{distributed.rank()}").write_text(str(len(metrics_of(folder / "cut"))))
+    distributed.wait()
+    long(folder / "cut")
     Source.sample = fixed  # type: ignore[method-assign]
     for method in METHODS:
         train(folder, method)
@@ -111,6 +142,16 @@ def test_two_ranks_learn_from_the_same_answers_as_one(method: str, ranks: Path, 
     assert kept[0] == kept[1]
     for name in kept[0]:
         assert (tmp_path / method / "rollouts" / name).read_text() == (ranks / method / "rollouts" / name).read_text()
+
+
+def test_ranks_that_were_stopped_in_the_middle_of_a_round_end_as_ranks_that_were_not(ranks: Path) -> None:
+    assert [(ranks / f"steps-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
+    rows = metrics_of(ranks / "cut")
+    assert rows == metrics_of(ranks / "whole")
+    assert any(row.get("kl/pulled_back") for row in rows)
+    whole, cut = (load_file(ranks / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    for name, weight in whole.items():
+        assert torch.equal(weight, cut[name]), name
 
 
 def test_each_rank_samples_its_share(ranks: Path) -> None:

@@ -63,20 +63,23 @@ def test_a_round_is_sampled_once_and_read_in_every_pass(tmp_path: Path) -> None:
     assert np.mean([score for row in kept for score in row["scores"]]) == pytest.approx(rows[0]["reward"])
 
 
-@pytest.mark.parametrize("method", ["ppo", "reinforce", "grpo", "star", "iterative_dpo"])
+@pytest.mark.parametrize("method", ["ppo", "ppo budget", "reinforce", "grpo", "star", "iterative_dpo"])
 def test_a_run_that_was_stopped_in_the_middle_of_a_round_goes_on_to_the_bit(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trained(tmp_path / "whole", method)
+    name, _, budget = method.partition(" ")
+    more: dict[str, Any] = {"kl": KLSettings(budget=1e-3)} if budget else {}
+    whole = trained(tmp_path / "whole", name, **more)
     monkeypatch.setattr(stream.Rounds, "step", _until(6, stream.Rounds.step))
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "cut", method, train={"save_every": 1})
+        trained(tmp_path / "cut", name, train={"save_every": 1}, **more)
     monkeypatch.undo()
     monkeypatch.setattr(stream.Rounds, "_new", _only_after(1, stream.Rounds._new))
-    again = trained(tmp_path / "cut", method, train={"save_every": 1})
+    again = trained(tmp_path / "cut", name, train={"save_every": 1}, **more)
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
-    for name, weight in weights(whole).items():
-        assert torch.equal(weight, weights(again)[name]), name
+    assert not budget or any(row.get("kl/pulled_back") for row in metrics_of(tmp_path / "cut"))
+    for part, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[part]), part
 
 
 def _until(last: int, step: Any) -> Any:

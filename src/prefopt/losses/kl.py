@@ -102,12 +102,12 @@ class AdaptiveKL(FixedKL):
 class KLBudget(FixedKL):
     """A bound on KL that is kept: a controller brings KL to `aim`, and weights that went beyond the budget are pulled back by the caller.
 
-    β = b exp(2 (m/aim - 1)),  ln b <- ln b + 0.3 ln(m/aim),  √m = √KL smoothed over rounds, with its trend (Holt)
+    β = b exp(2 (m/aim - 1)),  ln b <- ln b + 0.4 ln(m/aim),  √m = √KL smoothed over rounds, with its trend (Holt)
 
     A proportional-integral controller of ln β (as Stooke et al. 2020, arXiv 2007.03964, steer a Lagrange multiplier), with both errors
-    held in [-1, 1]. √KL is smoothed since it is the distance, and grows evenly where the policy moves evenly. b does not fall where m would
-    reach the aim by itself within three rounds. One answer with an enormous log-ratio can carry the mean of a round, so a rise by more
-    than half the budget is read as half the budget.
+    held in [-1/2, 1]: what is bought at next to no price is drift. √KL is smoothed since it is the distance, and grows evenly where the
+    policy moves evenly. b does not fall where m would reach the aim by itself within three rounds. One answer with an enormous log-ratio
+    can carry the mean of a round, so a rise by more than a quarter of the budget is read as that.
 
     The fence needs no model of the policy. Where KL is `beyond` the budget by more than its standard error, the caller moves the weights
     back on the straight line to where the run began (Ramé et al. 2024, arXiv 2406.16768), to the `share` of the way at which √KL is that
@@ -122,11 +122,11 @@ class KLBudget(FixedKL):
         patience: rounds beyond the budget before giving up.
 
     >>> budget = KLBudget(2.0, initial=0.1)
-    >>> [round(budget.update(kl, 64), 3) for kl in (0.0, 1.9, 2.5)]
-    [0.01, 0.01, 0.017]
+    >>> [round(budget.update(kl, 64), 3) for kl in (0.0, 0.5, 1.0, 1.5, 2.0, 2.2)]
+    [0.03, 0.025, 0.02, 0.02, 0.025, 0.04]
     """
 
-    AT_ONCE, IN_TIME, ARRIVES, SMOOTH, TREND, JUMP, LEAST, MOST = 2.0, 0.3, 3, 0.5, 0.3, 0.5, 1.1, 2.0
+    AT_ONCE, IN_TIME, ARRIVES, SMOOTH, TREND, JUMP, LEAST, MOST = 2.0, 0.4, 3, 0.5, 0.3, 0.25, 1.1, 2.0
 
     def __init__(self, budget: float, *, initial: float = 0.05, aim: float = 0.97, patience: int = 10) -> None:
         require(budget > 0, "kl.budget", budget, "positive")
@@ -174,7 +174,7 @@ class KLBudget(FixedKL):
             self.base *= min(self.MOST, max(self.LEAST, over) ** (self.above - 1)) if math.isfinite(over) else self.MOST
         elif not self.beyond(kl, error):
             self.above = 0
-        self.coefficient = self.base * math.exp(self.AT_ONCE * min(1.0, self.smoothed / self.aim - 1))
+        self.coefficient = self.base * math.exp(self.AT_ONCE * max(-0.5, min(1.0, self.smoothed / self.aim - 1)))
         return self.coefficient
 
     def _follow(self, kl: float, *, pulled: bool) -> None:
@@ -184,7 +184,7 @@ class KLBudget(FixedKL):
         distance = max(0.0, expected + self.SMOOTH * (math.sqrt(kl) - expected))
         self.trend += self.TREND * (distance - self.distance - self.trend)
         self.distance = distance
-        error = max(-1.0, min(1.0, math.log(max(self.smoothed, 1e-9) / self.aim)))
+        error = max(-0.5, min(1.0, math.log(max(self.smoothed, 1e-9) / self.aim)))
         arrives = max(0.0, distance + self.ARRIVES * self.trend) ** 2 > self.aim
         self.base *= math.exp(self.IN_TIME * (max(error, 0.0) if pulled or arrives else error))
 
