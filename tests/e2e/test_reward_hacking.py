@@ -12,6 +12,8 @@ import yaml
 from tests.e2e.conftest import Prefopt
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+BUDGET = 3.0
+"""Of the recipe's fenced run, nats an answer."""
 
 
 @pytest.mark.slow
@@ -31,6 +33,11 @@ def test_gold_falls_without_fences_and_not_behind_them(prefopt: Prefopt, tmp_pat
     paid = [row["reward"] for row in metrics(out / "hacked")]
     assert sum(paid[-5:]) > sum(paid[:5])
     assert "fallen" in {row["verdict"] for row in watched(out / "hacked")}, "the monitor saw it"
+
+    held = metrics(out / "fenced")
+    assert max(row["objective/kl"] - row["kl/error"] for row in held) <= BUDGET, "what was learned from kept the budget"
+    late = [row["objective/kl"] for row in held[-10:]]
+    assert sum(late) / len(late) == pytest.approx(BUDGET, rel=0.1), "and used it"
 
 
 def gold(folder: Path) -> list[dict[str, Any]]:

@@ -84,6 +84,7 @@ class Rounds:
         self.controller = controller(setup)
         self.baseline: float | None = None
         self.round: Round | None = None
+        self.unjudged: list[tuple[TokenTree, Answer]] = []
         self.reason = ""
         self.best: dict[str, Tensor] = {}
         self.hacked = False
@@ -183,6 +184,7 @@ class Rounds:
 
     def _sampled(self, number: int) -> tuple[int, Made]:
         """How many answers were asked for, and those that came with what was measured of them."""
+        self.unjudged = []
         asked, groups = self._gather(number)
         measured = self._measure(groups) if groups and self._has_to_measure() else []
         return asked, Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
@@ -302,6 +304,8 @@ class Rounds:
         with_greedy = "greedy" in self.online.arguments
         for found in ([a for answers, _ in answered for a in answers], [g for _, g in answered if g is not None]):
             self._some_judged(prompts, answered, [answer.verdict for answer in found])
+        pairs = zip(prompts, answered, strict=True)
+        self.unjudged += [(prompt, answer) for prompt, (answers, _) in pairs for answer in answers if answer.verdict.value is None]
         groups = [
             Group(prompt, tuple(a for a in answers if a.verdict.value is not None), float("nan") if greedy is None else greedy.score)
             for prompt, (answers, greedy) in zip(prompts, answered, strict=True)
@@ -398,6 +402,12 @@ class Rounds:
             for group in groups
         )
         _write(self.out / "rollouts" / f"round-{number + 1:06d}.jsonl", rows)
+        if self.unjudged:
+            path, (_, first) = self.out / "unjudged" / f"round-{number + 1:06d}.jsonl", self.unjudged[0]
+            _write(path, (_aside(prompt, answer) for prompt, answer in self.unjudged))
+            self.say(
+                f"round {number + 1}: left out {len(self.unjudged)} answers that could not be judged ({first.verdict.note}), see {path}"
+            )
 
     def _check(self) -> None:
         limit, room = self.model.max_length, self.setup.rollout.max_new_tokens
@@ -449,6 +459,11 @@ def explained(values: Tensor, returns: Tensor) -> float:
 def _row(tree: TokenTree) -> Any:
     assert tree.example is not None
     return tree.example
+
+
+def _aside(prompt: TokenTree, answer: Answer) -> dict[str, Any]:
+    """An answer that could not be judged, and why."""
+    return {"prompt": plain(_row(prompt).prompt), "completion": answer.sample.text, "note": answer.verdict.note, "where": prompt.where}
 
 
 def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
