@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -63,6 +64,15 @@ def test_every_recipe_parses() -> None:
     assert files
     for path in files:
         assert recipe.load(path).stages
+
+
+def test_the_sweep_begins_as_the_quickstart_does() -> None:
+    """Its first stages are not run again in the quickstart's folder, and its DPO differs by beta alone."""
+    sweep, quickstart = (recipe.load(ROOT / "recipes" / f"{name}.yaml").stages for name in ("frontier", "quickstart"))
+    shared = [stage.kind for stage in quickstart].index("dpo")
+    assert sweep[:shared] == quickstart[:shared]
+    own = replace(quickstart[shared].sections["train"], eval_every=0)
+    assert all(stage.sections["train"] == own for stage in sweep if stage.kind == "dpo")
 
 
 def test_recipes_of_methods_are_of_methods_that_exist() -> None:
