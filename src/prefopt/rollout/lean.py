@@ -166,6 +166,7 @@ class Lean:
 
     logits_BV: torch.Tensor
 
+    @torch.inference_mode()  # calls cost less than under no_grad; of the model it reads weights only
     def __init__(self, model: LeanModel, ids_PL: torch.Tensor, mask_PL: torch.Tensor, source_B: torch.Tensor, room: int) -> None:
         self._model = model
         prompts, length = ids_PL.shape
@@ -189,6 +190,7 @@ class Lean:
         self._position_B = positions_PL[source_B, -1] + 1
         self._groups = Groups(source_B, prompts)
 
+    @torch.inference_mode()
     def append(self, ids_B: torch.Tensor) -> None:
         """Read one more token of every sequence."""
         at = self._end
@@ -206,6 +208,7 @@ class Lean:
         self.logits_BV = _forward(self._model, ids_B[:, None], self._turns[:, self._position_B][:, :, None], attend)
         self._position_B = self._position_B + 1
 
+    @torch.inference_mode()
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these sequences only."""
         self._own = [store.index_select(1, rows) for store in self._own]
