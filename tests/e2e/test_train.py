@@ -253,6 +253,13 @@ def test_settings_that_contradict_each_other(prefopt: Prefopt, base: Path, data:
     refused(prefopt, tmp_path, ["train.eval_every", "data.eval_fraction"], *arguments, "train.eval_every=1")
 
 
+def test_answers_that_leave_no_room_for_a_prompt(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:
+    asked = ("train", "rloo", "--model", base, "--data", data("prompts"), "--out", tmp_path / "out", "reward.verifier=gold")
+    done = prefopt(*asked, "rollout.max_new_tokens=128")
+    assert done.code == 2
+    assert "rollout.max_new_tokens: 128 new tokens leave no room for a prompt: the model takes 128 tokens" in done.err
+
+
 def test_a_loss_that_is_no_number_keeps_its_batch(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:
     command = (
         "--model",
