@@ -47,7 +47,7 @@ def test_parts_by_hand() -> None:
         "optimizer": 8,
         "reference": 4,
     }
-    assert parts["activations"] == 4 * 16 * 16384 * (10 * 2048 + 4 * 8192)
+    assert parts["activations"] == 4 * 16 * 16384 * (10 * 2048 + 3 * 8192)
     bf16 = replace(BIG, precision="bf16").parts()
     assert [bf16[name] / 1e9 for name in ("weights", "masters", "gradients", "optimizer", "reference")] == [2, 4, 6, 8, 2]
     assert bf16["activations"] * 2 == parts["activations"]
@@ -115,9 +115,9 @@ def test_a_refusal_is_three_lines_with_sizes_and_ways_out() -> None:
     message = str(caught.value)
     assert len(message.splitlines()) <= 3
     for part in (
-        "75.8 GB",
-        "74.8 GB are free",
-        "activations 55.8 GB",
+        "67.2 GB",
+        "66.2 GB are free",
+        "activations 47.2 GB",
         "optimizer 8.0 GB",
         "reference.cache=true (-4.0 GB)",
         "lora.rank=16",

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefopt.errors import ModelError
 from prefopt.model.linear import quicken
+from prefopt.model.mlp import quicken_mlps
 from prefopt.model.norm import quicken_norms
 from prefopt.model.room import require_room
 from prefopt.settings import ModelSettings
@@ -129,6 +130,7 @@ def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTra
     model.requires_grad_(True)
     quicken(model)
     quicken_norms(model)
+    quicken_mlps(model)
     if settings.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device())
