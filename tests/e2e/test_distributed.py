@@ -17,6 +17,7 @@ from tests.worlds import language_model, metrics_of, run
 SCRIPT = """
 import sys
 from pathlib import Path
+from prefopt.errors import OptionError
 from prefopt.settings import LoraSettings, ReferenceSettings
 from prefopt.training import fit
 from prefopt.training.fit import Interrupted
@@ -25,6 +26,11 @@ folder, kind = Path(sys.argv[1]), sys.argv[2]
 train = {"steps": 3, "save_every": 2, "shard": kind == "shard"}
 for method in sys.argv[3:]:
     run(folder / method, method, rows=13, heldout=5, train=train)
+if kind == "copy":
+    try:
+        run(folder / "aot", "aot", rows=13, train=train)
+    except OptionError as refusal:
+        (folder / "refusal").write_text(str(refusal))
 if kind == "shard":
     class Stops:
         requested = ""
@@ -74,6 +80,11 @@ def test_two_ranks_train_as_one(method: str, kind: str, ranks: dict[str, Path], 
     for name, weight in one.items():
         torch.testing.assert_close(weight, both[name], atol=2e-4, rtol=2e-4)
     assert (tmp_path / "model" / "config.json").read_text() == (ranks[kind] / method / "model" / "config.json").read_text()
+
+
+def test_a_loss_that_sorts_the_rows_of_a_step_is_refused(ranks: dict[str, Path]) -> None:
+    """Each rank would sort its own half, which is another loss."""
+    assert "mixes the rows of a step" in (ranks["copy"] / "refusal").read_text()
 
 
 def test_a_split_model_is_written_whole(ranks: dict[str, Path]) -> None:

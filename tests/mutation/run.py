@@ -69,6 +69,7 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "model/": ("tests/unit/test_logprobs.py", "tests/unit/test_attention.py", *PACKINGS, "tests/exact/test_verify.py"),
     "model/reference.py": ("tests/unit/test_reference.py", *LOOP),
     "training/": LOOP,
+    "training/coupling.py": (*LOOP, "tests/e2e/test_distributed.py"),
     "training/optim.py": ("tests/unit/test_optim.py", *LOOP),
     "training/loop.py": (*LOOP, "tests/unit/test_online.py", "tests/e2e/test_distributed.py"),
     "training/job.py": (*LOOP, "tests/unit/test_online.py", "tests/e2e/test_distributed.py"),
