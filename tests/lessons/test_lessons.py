@@ -44,9 +44,9 @@ def test_a_lesson_holds_and_its_page_says_what_it_prints(path: Path, tmp_path: P
         assert abs(picture.stat().st_size - (FOLDER / "img" / name).stat().st_size) < 0.1 * picture.stat().st_size
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", SLOW, ids=lambda path: path.stem)
 def test_a_slow_lesson_holds(path: Path, tmp_path: Path) -> None:
+    """It trains for half a minute; how the sums round differs between machines, so its figures are not compared with the page's."""
     LESSONS.render(path, tmp_path)
     assert list(tmp_path.glob("*.svg"))
 
