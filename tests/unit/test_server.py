@@ -172,8 +172,9 @@ def test_vllm_is_asked_for_what_the_settings_say(local: LocalSampler, monkeypatc
     fake = ModuleType("vllm")
     fake.LLM, fake.SamplingParams = Engine, SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    sampler = VllmSampler("model", local.stop_ids, local.decode)
-    assert made["options"] == {"model": "model", "logprobs_mode": "processed_logprobs", "generation_config": "vllm"}
+    sampler = VllmSampler("model", local.stop_ids, local.decode, dtype="float32", memory=0.3)
+    share = {"dtype": "float32", "gpu_memory_utilization": 0.3}
+    assert made["options"] == {"model": "model", "logprobs_mode": "processed_logprobs", "generation_config": "vllm", **share}
     found = sampler.sample(PROMPTS, settings(samples=2, top_k=7, min_p=0.1, stop="x", temperature=0.5))
     asked = made["parameters"][1]
     assert (asked.n, asked.max_tokens, asked.top_k, asked.min_p, asked.temperature, asked.stop) == (2, 10, 7, 0.1, 0.5, ["x"])

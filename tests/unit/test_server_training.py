@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from prefopt.errors import ModelError, OptionError
 from prefopt.rollout.local import LocalSampler
@@ -149,13 +150,14 @@ def test_vllm_in_this_process_is_given_the_weights(tmp_path: Path, monkeypatch: 
 
     class Engine:
         def __init__(self, **options: Any) -> None:
-            of = SimpleNamespace
-            self.llm_engine = of(model_executor=of(driver_worker=of(model_runner=of(model=of(load_weights=self._load)))))
+            assert options["dtype"] == "float32"
 
-        def _load(self, weights: Any) -> None:
-            given.append({name for name, _ in weights})
+        def collective_rpc(self, method: str, kwargs: dict[str, str]) -> None:
+            assert method == "reload_weights"
+            weights = load_file(Path(kwargs["weights_path"]) / "model.safetensors")
+            given.append(set(weights))
             with torch.no_grad():
-                for name, weight in weights:
+                for name, weight in weights.items():
                     own.model.get_parameter(name).copy_(weight)
 
         def reset_prefix_cache(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ class Source:
     def put(self, key: Key, value: Any, mark: str) -> None:
         """Set one value, making the mappings on the way to it."""
         place = self.values
-        for depth, part in enumerate(key[:-1], 1):
+        for depth, (part, inside) in enumerate(pairwise(key), 1):
             if isinstance(place, dict) and place.get(part) is None:
                 place[part] = {}
                 self.marks[key[:depth]] = mark
             place = place[part]
-            if not isinstance(place, dict | list):
+            if not isinstance(place, list if isinstance(inside, int) else dict):
                 raise OptionError(f"expected a mapping of keys, found {place!r}", where=f"{self.at(key[:depth])}: {part}")
         place[key[-1]] = value
         self.marks[key] = mark

@@ -164,7 +164,8 @@ class Policy(LanguageModel):
         if settings.engine == "vllm":
             from prefopt.rollout.vllm import VllmSampler
 
-            return VllmSampler(self.path, stops, decode, self.max_length)
+            dtype = str(base_of(self.model).dtype).removeprefix("torch.")
+            return VllmSampler(self.path, stops, decode, self.max_length, dtype=dtype, memory=settings.memory)
         from prefopt.rollout.local import LocalSampler
 
         return LocalSampler(base_of(self.model), stops, decode, self.vocabulary)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefopt.errors import OptionError
-from prefopt.model.forward import base_of
 from prefopt.rollout.constrain.machines import listed
 from prefopt.rollout.sampler import Sample, check_prompts, finish, refuse_constraints
 from prefopt.settings import RolloutSettings
@@ -19,9 +19,18 @@ if TYPE_CHECKING:
 
 
 class VllmSampler:
-    """Samples from the model folder `path` with vLLM's offline engine."""
+    """Samples from the model folder `path` with vLLM's offline engine, in a numeric type of torch's ("float32", "bfloat16")."""
 
-    def __init__(self, path: str, stop_ids: Sequence[int], decode: Callable[[Sequence[int]], str], limit: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        stop_ids: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        limit: int | None = None,
+        *,
+        dtype: str = "auto",
+        memory: float = 0.4,
+    ) -> None:
         try:
             import vllm
         except ImportError as error:
@@ -29,7 +38,8 @@ class VllmSampler:
             raise OptionError(f"vLLM cannot be imported: {error}", where="rollout.engine", fix=fix) from None
         self._vllm, self._stop_ids, self._decode, self._limit = vllm, tuple(stop_ids), decode, limit
         # log-probs of the distribution a token was drawn from, as Sample.logps promises
-        self._engine = vllm.LLM(model=path, logprobs_mode="processed_logprobs", generation_config="vllm")
+        logprobs = {"logprobs_mode": "processed_logprobs", "generation_config": "vllm"}
+        self._engine = vllm.LLM(model=path, dtype=dtype, gpu_memory_utilization=memory, **logprobs)
 
     def sample(self, prompts: Sequence[IntArray], settings: RolloutSettings) -> list[list[Sample]]:
         """`settings.samples` completions of each prompt, in the order of the prompts.
@@ -44,9 +54,10 @@ class VllmSampler:
         return [[self._sample(answer, settings) for answer in request.outputs] for request in found]
 
     def sync(self, model: LanguageModel) -> None:
-        """Take new weights, under the names transformers gives them."""
-        weights = [(name, weight.detach()) for name, weight in base_of(model.model).named_parameters()]
-        self._engine.llm_engine.model_executor.driver_worker.model_runner.model.load_weights(weights)
+        """Take new weights: they go through files, because the engine's workers are processes of their own."""
+        with TemporaryDirectory(prefix="prefopt-weights-") as folder:
+            model.save(folder)
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
         self._engine.reset_prefix_cache()
 
     def _parameters(self, place: int, settings: RolloutSettings) -> Any:
