@@ -164,16 +164,17 @@ def test_a_metric_nobody_measures_is_refused_before_the_first_step(tmp_path: Pat
 
 
 def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
-    train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3}
+    constant = {"schedule": "constant", "warmup": 0}
+    train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3, **constant}
     found = run(tmp_path, heldout=6, train=train)
     rows = [row for row in metrics_of(tmp_path) if "eval/loss" in row]
     best = min(rows, key=lambda row: row["eval/loss"])
     assert found.stopped == "early"
     assert found.steps == best["step"] + 3
-    again = run(
-        tmp_path / "short", heldout=6, train=train | {"patience": 0, "steps": int(best["step"]), "schedule": "constant", "warmup": 0}
-    )
+    again = run(tmp_path / "short", heldout=6, train=train | {"patience": 0, "steps": int(best["step"])})
     assert again.steps == best["step"]
+    kept, reached = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, tmp_path / "short"))
+    assert all(torch.equal(kept[name], reached[name]) for name in reached), "the weights are those of the best step"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: Path) -> None:
