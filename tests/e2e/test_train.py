@@ -117,7 +117,8 @@ def test_grpo_from_the_command_line(prefopt: Prefopt, base: Path, data: Data, tm
         assert len(refused.err.strip().splitlines()) <= 6
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"prompt": "  "}\n')
-    refused = prefopt("train", "grpo", "--model", base, "--data", empty, "--out", tmp_path / "no", f"reward.function={scorer(tmp_path)}")
+    on_nothing = ("train", "grpo", "--model", base, "--data", empty, "--out", tmp_path / "no", *settings)
+    refused = prefopt(*on_nothing, f"reward.function={scorer(tmp_path)}")
     assert refused.code == 2
     assert "empty prompt" in refused.err
 
