@@ -59,7 +59,7 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Policy:
 
 @pytest.fixture(scope="module")
 def inside(mine: Policy) -> VllmSampler:
-    return VllmSampler(mine.path, mine.renderer.stop_ids, mine.renderer.decode, 128, dtype="float32")
+    return VllmSampler(mine.path, mine.renderer.stop_ids, mine.renderer.decode, 128, dtype="float32", memory=0.2)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_training_gives_it_the_new_weights(kind: str, mine: Policy, tmp_path: Pa
     if kind == "server":
         sampling = rollout("grpo", engine="server", url=request.getfixturevalue("url"), folder=mine.path, timeout=60.0)
     else:
-        sampling = rollout("grpo", engine="vllm")
+        sampling = rollout("grpo", engine="vllm", memory=0.2)
     start = policy(tmp_path / "start", seed=3)
     run(tmp_path / "run", "grpo", model=start, train=STEPS, rollout=sampling, online=OnlineSettings(importance_cap=2.0))
     rows = metrics_of(tmp_path / "run")
