@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from prefopt.model import attention
-from prefopt.model.attention import TreeLayout, causal_bias, packed_attention, tree_attention
+from prefopt.model import blocks
+from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
+from prefopt.model.blocks import Block, causal_bias
 from prefopt.model.forward import policy_logps, reward_scores
 from prefopt.model.selfcheck import self_check
 from prefopt.pack.tree import pack, pad
@@ -50,8 +51,12 @@ def test_self_check_falls_back_and_the_padded_path_works(family: str) -> None:
 
 def test_self_check_refuses_a_layout_that_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that lets branches see each other changes the values, and is caught."""
-    causal = [(attention.Block(slice(0, 400), (slice(0, 400),), True),)]
-    monkeypatch.setattr(TreeLayout, "blocks", property(lambda self: causal[0], lambda self, value: None), raising=False)
+
+    def causal(layout: TreeLayout) -> tuple[Block]:
+        whole = slice(0, layout.spans[-1].end)
+        return (Block(whole, (whole,), True),)
+
+    monkeypatch.setattr(TreeLayout, "blocks", property(causal, lambda self, value: None), raising=False)
     assert self_check(tiny_model(), random_trees(1)).layout == "padded"
 
 
@@ -93,30 +98,56 @@ SPANS = (TreeSpan(0, 5, (3, 4, 2)), TreeSpan(14, 0, (4, 3)), TreeSpan(21, 6, (9,
 """Several branches, no prompt, one long branch, and the smallest tree."""
 
 
+LIMITS = {
+    "whole": {},
+    "rows of three": {"ROWS": 3},
+    "computed again": {"ROWS": 4, "KEPT": 8},
+    "filled up": {"STEPS": {torch.float64: 4}},
+    "three filled up to eight": {"ROWS": 3, "STEPS": {torch.float64: 8}},
+    "in parts": {"ROWS": 3, "HELD": 1, "SCORES": 60},
+}
+"""What the constants of the blocks may be without changing a value."""
+
+
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize(("rows", "kept"), [(192, 4096), (3, 4096), (4, 8)], ids=["whole", "rows of three", "computed again"])
-def test_blocks_are_the_rule(window: int | None, softcap: float | None, rows: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values and gradients of the blocks against attention under the dense mask of the rule, in float64."""
-    monkeypatch.setattr(attention, "ROWS", rows)
-    monkeypatch.setattr(attention, "KEPT", kept)
+@pytest.mark.parametrize("limits", LIMITS)
+def test_blocks_are_the_rule(window: int | None, softcap: float | None, limits: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients of the blocks, two heads of queries to each of keys, against attention under the dense mask of the rule."""
+    for name, value in LIMITS[limits].items():
+        monkeypatch.setattr(blocks, name, value)
     layout, generator = TreeLayout(SPANS, torch.device("cpu")), torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 2, SPANS[-1].end, 4, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
-    scores = q @ k.transpose(-1, -2) * 0.7
+    q, k, v = (torch.randn(1, heads, SPANS[-1].end, 4, generator=generator, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2))
+    scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 0.7
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-    plain = (scores.masked_fill(~_dense(layout, window), -torch.inf).softmax(-1) @ v).transpose(1, 2)
-    blocks, _ = tree_attention(torch.nn.Module(), q, k, v, None, tree=layout, scaling=0.7, sliding_window=window, softcap=softcap)
-    torch.testing.assert_close(blocks, plain, rtol=1e-12, atol=1e-12)
+    plain = (scores.masked_fill(~_dense(layout, window), -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)).transpose(1, 2)
+    found, _ = tree_attention(torch.nn.Module(), q, k, v, None, tree=layout, scaling=0.7, sliding_window=window, softcap=softcap)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-12)
     slope = torch.randn(plain.shape, generator=generator, dtype=torch.float64)
-    found, wanted = (torch.autograd.grad((out * slope).sum(), (q, k, v), retain_graph=True) for out in (blocks, plain))
-    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+    slopes, wanted = (torch.autograd.grad((out * slope).sum(), (q, k, v), retain_graph=True) for out in (found, plain))
+    torch.testing.assert_close(slopes, wanted, rtol=1e-11, atol=1e-12)
+
+
+def test_blocks_in_bf16_are_near_those_in_float64() -> None:
+    """Filled up to 64, as no other dtype is; the error is that of rounding, some 2^-8."""
+    layout, generator = TreeLayout(SPANS, torch.device("cpu")), torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, heads, SPANS[-1].end, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)]
+
+    def found(dtype: torch.dtype) -> list[torch.Tensor]:
+        given = [tensor.to(dtype).requires_grad_() for tensor in drawn]
+        out, _ = tree_attention(torch.nn.Module(), *given, None, tree=layout)
+        return [out, *torch.autograd.grad(out.sum(), given)]
+
+    for mine, exact in zip(found(torch.bfloat16), found(torch.float64), strict=True):
+        assert float((mine - exact).detach().norm() / exact.detach().norm()) < 0.01
 
 
 def test_a_bias_is_a_view_of_the_distances() -> None:
     inf = -torch.inf
-    assert causal_bias(2, 3, None, torch.float32).tolist() == [[0, 0, inf], [0, 0, 0]]
-    assert causal_bias(2, 4, 2, torch.float32).tolist() == [[inf, 0, 0, inf], [inf, inf, 0, 0]]
-    assert causal_bias(300, 1000, None, torch.float32).isinf().sum() == 300 * 299 / 2
+    assert causal_bias(2, 3, 1, None, torch.float32).tolist() == [[0, 0, inf], [0, 0, 0]]
+    assert causal_bias(2, 4, 2, 2, torch.float32).tolist() == [[inf, 0, 0, inf], [inf, inf, 0, 0]]
+    assert causal_bias(2, 5, 1, None, torch.float32).tolist() == [[0, 0, inf, inf, inf], [0, 0, 0, inf, inf]]
+    assert causal_bias(300, 1000, 700, None, torch.float32).isinf().sum() == 300 * 299 / 2
 
 
 @pytest.mark.parametrize("window", [None, 4])

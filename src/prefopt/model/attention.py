@@ -12,57 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from prefopt.model.blocks import Plan, attend, blocks_of, plan_of
 from prefopt.types import TreeSpan
 
 NAME = "prefopt_tree"
-ROWS = 192
-"""Queries of a block on a CPU: of a longer branch each block leaves out the keys after its last query."""
-KEPT = 4096
-"""Longest tree whose attention weights are kept for the backward pass, in positions; those of longer ones are computed again."""
-
-
-class Block(NamedTuple):
-    """Neighbouring queries of one branch, and the keys they may see: one run of positions, or the prompt's and the branch's own.
-
-    A key's place among all of them is its position in its sequence, and the last query stands at the last key.
-    """
-
-    rows: slice
-    keys: tuple[slice, ...]
-    kept: bool
-
-    def seen(self, tensor_HMD: torch.Tensor) -> torch.Tensor:
-        """The tensor at the keys, [H, m, D]."""
-        parts = [tensor_HMD[:, keys] for keys in self.keys]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def give(self, tensor_HMD: torch.Tensor, values_HmD: torch.Tensor) -> None:
-        """Add values at the keys."""
-        at = 0
-        for keys in self.keys:
-            size = keys.stop - keys.start
-            tensor_HMD[:, keys] += values_HmD[:, at : at + size]
-            at += size
-
-
-def blocks_of(span: TreeSpan) -> Iterator[Block]:
-    """A tree's queries in blocks; the prompt is read with the first branch, whose keys follow it without a gap."""
-    own, kept = span.start + span.prompt, span.end - span.start <= KEPT
-    for number, length in enumerate(span.branches):
-        end = own + length
-        for begin in range(own if number else span.start, end, ROWS):
-            rows = slice(begin, min(begin + ROWS, end))
-            shared = (slice(span.start, span.start + span.prompt), slice(own, rows.stop))
-            yield Block(rows, shared if number else (slice(span.start, rows.stop),), kept)
-        own = end
 
 
 class TreeLayout:
@@ -76,6 +36,14 @@ class TreeLayout:
         self.calls = 0
         self.blocks = tuple(block for span in spans for block in blocks_of(span))
         self._masks: dict[int | None, Any] = {}
+        self._plans: dict[Any, Plan] = {}
+
+    def plan(self, heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
+        """The blocks laid out for so many heads of queries and of keys."""
+        how = heads, key_heads, window, dtype
+        if how not in self._plans:
+            self._plans[how] = plan_of(self.blocks, *how)
+        return self._plans[how]
 
     def block_mask(self, window: int | None) -> Any:
         """`rule` as a FlexAttention block mask."""
@@ -130,82 +98,14 @@ def tree_attention(
     if tree is None or others.get("s_aux") is not None:  # attention sinks
         raise RuntimeError("this model's attention cannot take a tree")
     tree.calls += 1
-    key, value = (repeat_kv(t, getattr(module, "num_key_value_groups", 1)) for t in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.is_cuda:
+        key, value = (repeat_kv(t, query.shape[1] // t.shape[1]) for t in (key, value))
         return _flex(query, key, value, tree, scale, sliding_window, softcap).transpose(1, 2), None
-    out_MHD: Any = _Blocks.apply(query[0], key[0], value[0], tree.blocks, sliding_window, scale, softcap)
-    return out_MHD[None], None
-
-
-class _Blocks(torch.autograd.Function):
-    """softmax(cap(scale q k') + bias) v, block by block: [H, M, D] in, [M, H, D] out.
-
-    Written out as matrix products: on CPUs with bf16 products it takes half the time of the fused kernel or less, in float32 two
-    thirds. Softmax computes in float32 inside whatever the dtype.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, blocks: Sequence[Block], window: int | None, scale: float, softcap: float | None) -> Any:
-        out_MHD = q.new_empty(q.shape[1], q.shape[0], v.shape[2])
-        kept = []
-        for block in blocks:
-            weights = _weights(q[:, block.rows], block.seen(k), window, scale, softcap)
-            out_MHD[block.rows] = torch.bmm(weights, block.seen(v)).transpose(0, 1)
-            kept.append(weights if block.kept else None)
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.given = blocks, window, scale, softcap
-        return out_MHD
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        q, k, v, *kept = ctx.saved_tensors
-        blocks, window, scale, softcap = ctx.given
-        out_HMD = gradients[0].transpose(0, 1)
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block, stored in zip(blocks, kept, strict=True):
-            queries, keys, d_out = q[:, block.rows], block.seen(k), out_HMD[:, block.rows]
-            weights = _weights(queries, keys, window, scale, softcap) if stored is None else stored
-            block.give(d_v, torch.bmm(weights.transpose(1, 2), d_out))
-            d_weights = torch.bmm(d_out, block.seen(v).transpose(1, 2))
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            if softcap is not None:
-                d_scores = (d_scores * (1 - _capped(queries, keys, scale, softcap).square())).to(d_scores.dtype)
-            d_q[:, block.rows] = torch.bmm(d_scores, keys).mul_(scale)
-            block.give(d_k, torch.bmm(d_scores.transpose(1, 2), queries).mul_(scale))
-        return d_q, d_k, d_v, None, None, None, None
-
-
-def _weights(q: torch.Tensor, k: torch.Tensor, window: int | None, scale: float, softcap: float | None) -> torch.Tensor:
-    """Attention weights [H, n, m] of a block's queries on its keys."""
-    bias = causal_bias(q.shape[1], k.shape[1], window, q.dtype)
-    if softcap is None:
-        return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale).softmax(-1)
-    return (softcap * _capped(q, k, scale, softcap) + bias).softmax(-1).to(q.dtype)
-
-
-def _capped(q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float) -> torch.Tensor:
-    """tanh(scores / cap), in float32 or wider (Gemma 2)."""
-    scores = torch.bmm(q, k.transpose(1, 2))
-    return torch.tanh((scores if scores.dtype == torch.float64 else scores.float()) * (scale / softcap))
-
-
-def causal_bias(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """[n, m]: 0 where a query sees a key, else -inf, for queries that stand at the last n of m positions.
-
-    It depends on the distance alone, so every block's bias is a view of one matrix, made once.
-    """
-    before = keys - queries
-    rows, room = max(ROWS, queries), 1 << max(before, 1).bit_length()
-    return _distances(rows, room, window, dtype)[:queries, room - before : room + queries]
-
-
-@lru_cache(maxsize=16)
-def _distances(rows: int, room: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """The bias [rows, room + rows] of queries `room`, `room` + 1, ... on keys 0, 1, ..."""
-    back = room + torch.arange(rows)[:, None] - torch.arange(room + rows)
-    seen = back >= 0 if window is None else (back >= 0) & (back < window)
-    return torch.zeros(rows, room + rows, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    plan = tree.plan(query.shape[1], key.shape[1], sliding_window, query.dtype)
+    q, k, v = (t[0].transpose(0, 1).flatten(0, 1) for t in (query, key, value))
+    out = attend(q, k, v, plan, scale, softcap)
+    return out.view(1, query.shape[2], query.shape[1], -1), None
 
 
 def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tree: TreeLayout, scale: Any, window: Any, softcap: Any) -> torch.Tensor:
