@@ -120,9 +120,9 @@ class Part(NamedTuple):
     slots: torch.Tensor
     starts: torch.Tensor
 
-    def added(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The sum [M K, D] for each row, of gradients [B K, m, D] of every group; in float32 inside."""
-        return F.embedding_bag(self.slots, _rows(gradients), self.starts, mode="sum")
+    def added(self, gradients: torch.Tensor) -> torch.Tensor:
+        """The sum [M K, D] for each row of the gradients of every group's keys; in float32 inside."""
+        return F.embedding_bag(self.slots, gradients, self.starts, mode="sum")
 
 
 class Plan(NamedTuple):
@@ -132,9 +132,9 @@ class Plan(NamedTuple):
     place: torch.Tensor
 
     @property
-    def groups(self) -> Iterator[Group]:
+    def groups(self) -> list[Group]:
         """Those of all parts in turn."""
-        return (group for part in self.parts for group in part.groups)
+        return [group for part in self.parts for group in part.groups]
 
 
 def plan_of(blocks: Sequence[Block], heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
@@ -210,41 +210,51 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, plan: Plan, scale: float, softcap: float | None) -> Any:
-        kept, seen = [], []
-        for group in plan.groups:
+        kept, groups = [], plan.groups
+        out = _Room(v, [group.rows for group in groups])
+        for group in groups:
             weights = _weights(group, q, k, scale, softcap)
-            seen.append(torch.bmm(weights, group.seen(v)))
+            out.put(weights, group.seen(v))
             kept.append(weights if group.kept else None)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.given = plan, scale, softcap
-        return _rows(seen).index_select(0, plan.place)
+        return out.rows.index_select(0, plan.place)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         q, k, v, *kept = ctx.saved_tensors
         plan, scale, softcap = ctx.given
-        left, d_q, d_k, d_v = iter(kept), [], torch.zeros_like(k), torch.zeros_like(v)
+        d_q, d_k, d_v = _Room(q, [group.rows for group in plan.groups]), torch.zeros_like(k), torch.zeros_like(v)
+        left = iter(kept)
         for part in plan.parts:
-            d_keys, d_values = [], []
+            d_keys, d_values = (_Room(of, [group.keys for group in part.groups]) for of in (k, v))
             for group in part.groups:
                 weights = next(left)
                 weights = _weights(group, q, k, scale, softcap) if weights is None else weights
                 d_out, queries, keys = group.slopes(gradients[0]), group.queries(q), group.seen(k)
-                d_values.append(torch.bmm(weights.transpose(1, 2), d_out))
+                d_values.put(weights.transpose(1, 2), d_out)
                 d_weights = torch.bmm(d_out, group.seen(v).transpose(1, 2))
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
                 if softcap is not None:
                     d_scores = (d_scores * (1 - _capped(queries, keys, scale, softcap).square())).to(d_scores.dtype)
-                d_q.append(torch.bmm(d_scores, keys))
-                d_keys.append(torch.bmm(d_scores.transpose(1, 2), queries))
-            d_k += part.added(d_keys)
-            d_v += part.added(d_values)
-        return _rows(d_q).index_select(0, plan.place).mul_(scale), d_k.mul_(scale), d_v, None, None, None
+                d_q.put(d_scores, keys)
+                d_keys.put(d_scores.transpose(1, 2), queries)
+            d_k += part.added(d_keys.rows)
+            d_v += part.added(d_values.rows)
+        return d_q.rows.index_select(0, plan.place).mul_(scale), d_k.mul_(scale), d_v, None, None, None
 
 
-def _rows(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[.., .., D] one after another as rows [.., D]."""
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+class _Room:
+    """Rows [.., D] that products of one group after another are written to; kept apart they would leave holes among larger tensors."""
+
+    def __init__(self, like: torch.Tensor, given: Sequence[torch.Tensor]) -> None:
+        sizes = [len(rows) for rows in given]
+        self.rows = like.new_empty(sum(sizes), like.shape[1])
+        self._left = iter(self.rows.split(sizes))
+
+    def put(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Write the products of batches a and b as the next group's rows."""
+        torch.bmm(a, b, out=next(self._left).view(len(a), -1, b.shape[2]))
 
 
 def _weights(group: Group, q: torch.Tensor, k: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
