@@ -204,8 +204,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: Plan, scale:
 class _Attention(torch.autograd.Function):
     """See `attend`. Softmax computes in float32 inside whatever the dtype.
 
-    What fills up a query's keys has weights of exactly 0, and what fills up the
-    queries is given gradients of 0, so neither leaves a trace.
+    What fills up the keys has weights of exactly 0, and what fills up the queries is given gradients of 0, so neither leaves a trace.
     """
 
     @staticmethod
