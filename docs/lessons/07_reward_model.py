@@ -25,7 +25,7 @@ fits = {
 }
 for name, fit in fits.items():
     offset = fit.scores - truth
-    levels = ", ".join(f"{level:+.3f}" for level in offset.mean(1))
+    levels = ", ".join(f"{level:+.1f}" for level in offset.mean(1))
     gaps = np.abs(offset - offset.mean(1, keepdims=True)).max()
     print(
         f"{name:<17} score - log strength: prompt levels {levels}; error of the gaps {gaps:.4f}"

@@ -25,7 +25,7 @@ from prefopt.types import IntArray, TreeSpan
 ROWS = 192
 """Queries of a block: of a longer branch each block leaves out the keys after its last query."""
 STEPS = {torch.bfloat16: 64, torch.float16: 64}
-"""Blocks are filled up to multiples of so many queries and keys where the processor makes kernels by size; other dtypes stay exact."""
+"""Blocks are filled up to multiples of so many queries and keys where kernels are made by size; other dtypes stay exact."""
 SCORES = 1 << 19
 """Scores of a group of several blocks, of all heads: what a cache holds."""
 KEPT = 4096
