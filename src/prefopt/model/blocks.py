@@ -2,8 +2,9 @@
 
 Queries and keys are read as rows, one of a head at a position: a group of blocks is laid out for its matrix products by one selection of
 rows, wherever the blocks lie and however many heads of queries share one of keys, and its gradients go back the same way. In bfloat16
-blocks are filled up to few sizes, because oneDNN makes a kernel for each, which takes longer than such a product does. Many small products
-in one call are also what several threads can share.
+blocks are filled up to few sizes, because oneDNN makes a kernel for each, which takes longer than such a product does; in other dtypes a little,
+and only where so many blocks are packed together that calls cost more than the filling. Many small products in one call are also what several
+threads can share.
 
 Shapes: M positions of the packed row, H heads of queries, K of keys, D head size; B blocks of a group, n queries and m keys in each, those
 that fill it up included.
@@ -25,7 +26,9 @@ from prefopt.types import IntArray, TreeSpan
 ROWS = 192
 """Queries of a block: of a longer branch each block leaves out the keys after its last query."""
 STEPS = {torch.bfloat16: 64, torch.float16: 64}
-"""Blocks are filled up to multiples of so many queries and keys where kernels are made by size; other dtypes stay exact."""
+"""Blocks are filled up to multiples of so many queries and keys where kernels are made by size."""
+STEP, MANY = 16, 24
+"""The same for other dtypes, in rows of so many blocks; those of fewer stay exact."""
 SCORES = 1 << 19
 """Scores of a group of several blocks, of all heads: what a cache holds."""
 KEPT = 4096
@@ -139,9 +142,10 @@ class Plan(NamedTuple):
 
 def plan_of(blocks: Sequence[Block], heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
     """Lay out blocks that hold every position once."""
+    step = STEPS.get(dtype, STEP if len(blocks) >= MANY else 1)
     by_size: dict[tuple[tuple[int, int], bool], list[Block]] = {}
     for block in blocks:
-        by_size.setdefault((block.filled(STEPS.get(dtype, 1)), block.kept), []).append(block)
+        by_size.setdefault((block.filled(step), block.kept), []).append(block)
     groups = []
     for ((n, m), _), alike in by_size.items():
         most = max(1, SCORES // (n * m * heads))
