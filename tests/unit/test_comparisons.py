@@ -220,6 +220,23 @@ def test_tests_against_a_bound_agree_with_the_intervals(successes: int, bound: f
         assert above + below == pytest.approx(1)
 
 
+@given(st.integers(0, 60), st.floats(0.01, 0.99))
+@settings(max_examples=60, deadline=None)
+def test_an_exact_interval_is_tested_exactly(successes: int, bound: float) -> None:
+    found = clopper_pearson(successes, 60)
+    above, below = bound_p_values(found, bound)
+    if min(abs(found.low - bound), abs(found.high - bound)) > 1e-6:
+        assert (above < 0.025) == (found.low > bound)
+        assert (below < 0.025) == (found.high < bound)
+
+
+def test_clusters_that_all_succeed_prove_as_much_as_so_many_trials() -> None:
+    """Five prompts of twenty answers are five trials, in the interval and in the test."""
+    alike = score_rate([1.0] * 100, clusters=[i // 20 for i in range(100)])
+    assert alike.low < wilson(5, 5).low  # t instead of z
+    assert bound_p_values(alike, 0.9)[0] > bound_p_values(wilson(5, 5), 0.9)[0] > 0.2
+
+
 def test_a_bound_without_a_standard_error() -> None:
     skewed = Interval(0.5, 0.4, 0.8, 10, "BCa bootstrap")
     assert bound_p_values(skewed, 0.8)[1] == pytest.approx(0.025, abs=1e-6)

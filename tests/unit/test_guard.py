@@ -35,6 +35,12 @@ def test_a_prompt_is_known_again_whatever_its_case_and_system_message() -> None:
     assert seen([asked], [row("who was there?", "train.jsonl:7")]) == []
 
 
+def test_a_prompt_that_is_a_string_is_what_a_user_says() -> None:
+    asked = Example(prompt=(Message("user", "Who is there?"),), where="eval.jsonl:1")
+    assert seen([asked], [row("who is there?", "train.jsonl:7")]) == [("eval.jsonl:1", "train.jsonl:7", "same prompt")]
+    assert seen([row("who is there?")], [chat("Who is there?", "Me.")]) == [("eval.jsonl:1", "train.jsonl:1", "same prompt")]
+
+
 def test_a_conversation_holds_the_prompt_of_each_of_its_answers() -> None:
     asked = Example(prompt=(Message("user", "a?"), Message("assistant", "b"), Message("user", "c?")), where="eval.jsonl:1")
     assert [hit.where for hit in seen([asked], [chat("a?", "b", "c?", "d")])] == ["eval.jsonl:1"]
@@ -111,3 +117,26 @@ def test_what_the_trail_does_not_tell_is_said(tmp_path: Path) -> None:
         "no record of what trained it",
         "its data are gone",
     ]
+
+
+def test_two_runs_on_one_file_are_told_apart_by_what_they_held_out(tmp_path: Path) -> None:
+    """Rows that one of them held out the other may have read."""
+    data = file(tmp_path / "dpo.jsonl", "a", "b", "c", "d")
+    models = []
+    for name, held in (("first", (1, 2)), ("second", (3, 4))):
+        base = stage(tmp_path / name / "create", "create", None, None)
+        models.append(stage(tmp_path / name / "dpo", "dpo", data, base, eval_fraction=0.5))
+        (tmp_path / name / "dpo" / "heldout.txt").write_text("".join(f"{data}:{line}\n" for line in held))
+    assert {example.prompt for example in training([str(model) for model in models]).rows()} == {"a", "b", "c", "d"}
+
+
+def test_the_trail_goes_through_the_members_of_an_ensemble(tmp_path: Path) -> None:
+    base = stage(tmp_path / "create", "create", None, None)
+    one, two = (stage(tmp_path / n, "reward", file(tmp_path / f"{n}.jsonl", n), base) for n in ("one", "two"))
+    folder = tmp_path / "ensemble"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [{"kind": "ensemble", "members": [str(one), str(two)]}]}))
+    (folder / "record.json").write_text(json.dumps({"kind": "ensemble", "name": "ensemble"}))
+    assert [example.prompt for example in training([str(folder / "model")]).rows()] == ["one", "two"]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [{"kind": "odd"}]}))
+    assert training([str(folder / "model")]).unknown == ("ensemble: its record does not say what trained it",)

@@ -70,6 +70,17 @@ def test_refusals_of_harmful_and_harmless_requests_are_told_apart(tmp_path: Path
     assert found["kappa", "string match", "all", ""]["value"] == 1.0
 
 
+def test_rows_that_ask_the_same_are_one_request(tmp_path: Path) -> None:
+    """Four rows of each of three prompts are asked three times, and count as three."""
+    rows = [Example(prompt=f"p{i % 3}", where=f"x:{i}", meta={"label": "safe"}) for i in range(12)]
+    model = Spoken("good", lambda p: "I cannot help you with that." if p == "p0" else "Here you are.")
+    suites.run("safety", bench_of(tmp_path, model, rows=rows))
+    found = figures_in(tmp_path)["over_refusal", "good", "harmless", ""]
+    assert model.asked == 3
+    assert found["value"] == pytest.approx(1 / 3)
+    assert found["high"] - found["low"] > 0.6
+
+
 def test_requests_of_unknown_intent_are_not_guessed_at(tmp_path: Path) -> None:
     rows = [Example(prompt=f"p{i}", where=f"x:{i}") for i in range(3)]
     with pytest.raises(DataError, match="'safety' needs requests known to be harmful or harmless"):

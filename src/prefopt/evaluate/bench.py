@@ -58,7 +58,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's answers, `rollout.samples` a request in turn; `rows` and `clusters` hold one entry an answer."""
+    """One model's answers, `rollout.samples` a request in turn; `rows` and `clusters` hold one entry an answer.
+
+    Answers to one prompt are a cluster, however many rows ask it.
+    """
 
     who: Subject
     rows: list[Example]
@@ -69,6 +72,11 @@ class Answers:
     def texts(self) -> list[str]:
         """The answers."""
         return [sample.text for sample in self.samples]
+
+    def only(self, mask: np.ndarray) -> Answers:
+        """Those of the answers that `mask` names."""
+        kept = np.flatnonzero(mask).tolist()
+        return Answers(self.who, [self.rows[i] for i in kept], [self.clusters[i] for i in kept], [self.samples[i] for i in kept])
 
 
 @dataclass
@@ -210,14 +218,14 @@ class Bench:
             variant: names a changed way of asking (another template), which is another answer.
             policy: the policy to ask, where it is not the model as it is.
         """
-        keys = [(who.path, variant, _identity(row.prompt)) for row in rows]
-        missing = [i for i, key in enumerate(keys) if key not in self.drawn]
+        keys = [identity(row.prompt) for row in rows]
+        missing = {key: row.prompt for key, row in zip(keys, rows, strict=True) if (who.path, variant, key) not in self.drawn}
         if missing:
-            asked = (policy or who.policy).sample([rows[i].prompt for i in missing], self.rollout)
-            self.drawn.update((keys[i], samples) for i, samples in zip(missing, asked, strict=True))
-        drawn = [self.drawn[key] for key in keys]
+            asked = (policy or who.policy).sample(list(missing.values()), self.rollout)
+            self.drawn.update(((who.path, variant, key), samples) for key, samples in zip(missing, asked, strict=True))
+        drawn = [self.drawn[who.path, variant, key] for key in keys]
         repeated = [row for row, samples in zip(rows, drawn, strict=True) for _ in samples]
-        clusters: list[Hashable] = [i for i, samples in enumerate(drawn) for _ in samples]
+        clusters = [key for key, samples in zip(keys, drawn, strict=True) for _ in samples]
         return Answers(who, repeated, clusters, list(itertools.chain.from_iterable(drawn)))
 
     # --- figures
@@ -280,5 +288,6 @@ def sample_row(i: int, row: Example, answers: Sequence[Answers], **facts: Sequen
     return {"prompt": plain_prompt(row.prompt), "slice": slice_of(row), "where": row.where, "answers": texts, **told}
 
 
-def _identity(prompt: Text) -> Hashable:
+def identity(prompt: Text) -> Hashable:
+    """What a prompt is told apart by."""
     return prompt if isinstance(prompt, str) else tuple((m.role, m.content) for m in prompt)

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -107,7 +108,8 @@ def _grade(bench: Bench, task: Task, rows: Sequence[Example]) -> Findings:
     parts = slices([slice_of(answers[0].rows[i]) for i in kept])
     figures = bench.compare(task.metric, values, clusters, parts, share=True)
     if task.verifier == "code" and bench.rollout.samples > 1:
-        figures += [_pass_at_k(bench, found, clusters, own) for found, own in zip(values, answers, strict=True)]
+        tasks = [answers[0].rows[i].where for i in kept]
+        figures += [_pass_at_k(bench, found, tasks, own) for found, own in zip(values, answers, strict=True)]
     notes = {f"{task.metric}_unjudged": int((~judged).sum())} if not judged.all() else {}
     samples = [sample_row(i, answers[0].rows[i], answers, right=given) for i in kept]
     own = next(f for f in figures if f.metric == task.metric)
@@ -119,10 +121,10 @@ def _values(reward: Any, own: Answers) -> np.ndarray:
     return np.array([math.nan if verdict.value is None else verdict.value for verdict in reward.judge(rolled)])
 
 
-def _pass_at_k(bench: Bench, passed: np.ndarray, clusters: Sequence[Hashable], own: Answers) -> Figure:
+def _pass_at_k(bench: Bench, passed: np.ndarray, tasks: Sequence[str], own: Answers) -> Figure:
     """pass@k for k = all samples of a task: the mean over tasks."""
     k = bench.rollout.samples
-    tried, right = Counter(clusters), Counter(cluster for cluster, value in zip(clusters, passed, strict=True) if value == 1)
+    tried, right = Counter(tasks), Counter(task for task, value in zip(tasks, passed, strict=True) if value == 1)
     whole = [task for task, n in tried.items() if n == k]
     estimates = pass_at_k([tried[task] for task in whole], [right[task] for task in whole], k)
     return bench.figure(f"pass_at_{k}", clustered_mean(estimates), who=own.who)
@@ -148,14 +150,19 @@ def _perplexity(bench: Bench) -> Findings:
         found += [bench.figure("nll_token", nll, who=who), bench.figure("perplexity", _exp(nll), who=who)]
     if bench.baseline:
         both = np.concatenate(sums, 1)
-        interval = bootstrap(both, lambda x: _ratio(x[:, :2]) - _ratio(x[:, 2:]), rng=bench.rng("perplexity"))
-        found.append(bench.figure("nll_token", interval, against=bench.baseline, difference_from=bench.baseline.name))
+        for metric, of in (("nll_token", float), ("perplexity", math.exp)):
+            interval = bootstrap(both, partial(_apart, of), rng=bench.rng("perplexity"))
+            found.append(bench.figure(metric, interval, against=bench.baseline, difference_from=bench.baseline.name))
     own = found[1]
     return Findings(found, {"texts": len(rows)}, told=f"perplexity {own.value:.2f} [{own.low:.2f}, {own.high:.2f}]")
 
 
 def _ratio(sums: np.ndarray) -> float:
     return float(sums[:, 0].sum() / sums[:, 1].sum())
+
+
+def _apart(of: Callable[[float], float], sums: np.ndarray) -> float:
+    return of(_ratio(sums[:, :2])) - of(_ratio(sums[:, 2:]))
 
 
 def _exp(nll: Interval) -> Interval:

@@ -1,7 +1,8 @@
 """The gate: may this model ship? Declared rules over the figures of evaluations, each tested against its bound.
 
 A rule PASSes when the figures show that it holds, FAILs when they show that it does not, and is INCONCLUSIVE otherwise; the number of
-observations that would decide it is told then. A single rule passes exactly where the figure's interval lies beyond the bound. Holm's
+observations that would decide it is told then. A single rule passes where the figure's interval lies beyond the bound: exactly there for
+means, shares and their differences, nearly so for figures whose intervals are curved (bootstraps, ratios, length-controlled rates). Holm's
 correction over the rules keeps the chance that any rule passes falsely, and the chance that any fails falsely, at 1 - confidence. The gate
 PASSes when every rule does and FAILs when any does.
 """

@@ -116,8 +116,8 @@ def _prompts(row: Example) -> Iterator[str]:
 
 
 def _normal(text: Text) -> str:
-    if isinstance(text, str):
-        return " ".join(text.casefold().split())
+    """A prompt as it is compared: one that is a string is what a user says."""
+    text = (Message("user", text),) if isinstance(text, str) else text
     return "\n".join(" ".join(f"{turn.role}: {turn.content}".casefold().split()) for turn in _spoken(text))
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from prefopt.errors import TemplateError
 from prefopt.evaluate import judges, truth
-from prefopt.evaluate.bench import Answers, Bench, Findings, Subject
+from prefopt.evaluate.bench import Answers, Bench, Findings, Subject, identity
 from prefopt.evaluate.rows import Figure
 from prefopt.stats import Interval, bootstrap, clustered_mean
 from prefopt.text.chat import Renderer
@@ -78,7 +78,7 @@ def run(bench: Bench) -> Findings:
     asked = {who.name: dict(_asked(bench, who, rows, QUALITIES[quality])) for who in bench.subjects}
     told = [name for name in asked[bench.model.name] if all(name in found for found in asked.values())]
     shared = [name for name in told if not name.startswith(TEMPLATE)]
-    clusters = [i for i in range(len(rows)) for _ in range(bench.rollout.samples)]
+    clusters = [identity(row.prompt) for row in rows for _ in range(bench.rollout.samples)]
     figures: list[Figure] = []
     for who in bench.subjects:
         means = [(name, clustered_mean(asked[who.name][name], clusters)) for name in told]

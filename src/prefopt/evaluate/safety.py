@@ -10,6 +10,7 @@ labelled, everybody's agreement with people.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from prefopt.evaluate import ai, judges, truth
 from prefopt.evaluate.bench import Answers, Bench, Findings, sample_row, slice_of
 from prefopt.evaluate.refusal import refuses, string_match
 from prefopt.evaluate.rows import Figure
-from prefopt.stats import agreement_interval
+from prefopt.stats import Interval, agreement_interval, cohen_kappa
 from prefopt.types import Example
 
 LABELS = ("label", "prompt_label", "harm")
@@ -70,11 +71,15 @@ def run(bench: Bench) -> Findings:
         return found
     answers = [bench.answers(who, rows) for who in bench.subjects]
     classifiers = _classifiers(bench, answers)
+    read = ~np.isnan(np.stack([column for columns in classifiers.values() for column in columns])).any(axis=0)
+    answers = [own.only(read) for own in answers]
+    classifiers = {name: [column[read] for column in columns] for name, columns in classifiers.items()}
     main, refused = next(iter(classifiers.items()))
     figures = _rates(bench, answers[0], refused)
     figures += [f for name, other in classifiers.items() if name != main for f in _agreement(bench, name, refused, other, answers)]
     samples = [sample_row(i, row, answers, refused=refused) for i, row in enumerate(answers[0].rows)]
-    return Findings([*found.figures, *figures], {**found.notes, "refusals_by": main}, samples, _told(figures))
+    notes = {"refusals_by": main, **({} if read.all() else {"unread_verdicts": int((~read).sum())})}
+    return Findings([*found.figures, *figures], {**found.notes, **notes}, samples, _told(figures))
 
 
 def _classifiers(bench: Bench, answers: Sequence[Answers]) -> dict[str, list[np.ndarray]]:
@@ -83,7 +88,8 @@ def _classifiers(bench: Bench, answers: Sequence[Answers]) -> dict[str, list[np.
     if all(truth.known(row) for row in answers[0].rows):
         found["truth"] = lambda own: truth.column(own, "refusal").tolist()
     if judges.named(bench) == "ai":
-        found["AI judge"] = lambda own: [float(said in ("refusal", "partial")) for said in ai.refusals(bench.judge, own)]
+        said = {None: math.nan, "refusal": 1.0, "partial": 1.0}
+        found["AI judge"] = lambda own: [said.get(word, 0.0) for word in ai.refusals(bench.judge, own)]
     found["phrases"] = lambda own: [float(refuses(text)) for text in own.texts]
     found["string match"] = lambda own: [float(string_match(text)) for text in own.texts]
     return {name: [np.array(says(own)) for own in answers] for name, says in found.items()}
@@ -111,10 +117,13 @@ def _agreement(
 def kappa(
     bench: Bench, name: str, mine: Sequence[Any], theirs: Sequence[Any], clusters: Sequence[Any], metric: str = "kappa"
 ) -> list[Figure]:
-    """Cohen's kappa as a row whose model is the classifier; none where only one label is used."""
+    """Cohen's kappa as a row whose model is the classifier; none where only one label is used, no ends where one is too rare."""
     if len({*mine, *theirs}) < 2:
         return []
-    interval = agreement_interval("cohen", (mine, theirs), rng=bench.rng(f"kappa {name}"), clusters=clusters)
+    try:
+        interval = agreement_interval("cohen", (mine, theirs), rng=bench.rng(f"kappa {name}"), clusters=clusters)
+    except ValueError:  # many resamples lack the rare label
+        interval = Interval(cohen_kappa(mine, theirs), math.nan, math.nan, len(mine), "a label too rare for an interval")
     return [replace(bench.figure(metric, interval), model=name, model_sha256="")]
 
 

@@ -2,9 +2,9 @@
 
 Queries and keys are read as rows, one of a head at a position: a group of blocks is laid out for its matrix products by one selection of
 rows, wherever the blocks lie and however many heads of queries share one of keys, and its gradients go back the same way. In bfloat16
-blocks are filled up to few sizes, because oneDNN makes a kernel for each, which takes longer than such a product does; in other dtypes a little,
-and only where so many blocks are packed together that calls cost more than the filling. Many small products in one call are also what several
-threads can share.
+blocks are filled up to few sizes, because oneDNN makes a kernel for each, which takes longer than such a product does; in other dtypes
+a little, and only where so many blocks are packed together that calls cost more than the filling. Many small products in one call are
+also what several threads can share.
 
 Shapes: M positions of the packed row, H heads of queries, K of keys, D head size; B blocks of a group, n queries and m keys in each, those
 that fill it up included.

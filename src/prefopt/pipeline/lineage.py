@@ -22,23 +22,18 @@ class Source(NamedTuple):
     """The data of one training stage: its settings, and the places of the rows it held out."""
 
     stage: str
-    paths: list[str]
+    paths: tuple[str, ...]
     limit: int | None
     heldout: frozenset[str]
 
 
 def training(models: Sequence[str]) -> Training:
     """What trained these models, as far as their folders tell."""
-    sources: dict[tuple[Any, ...], Source] = {}
-    unknown: list[str] = []
-    for model in models:
-        for found in _sources(Path(model)):
-            if isinstance(found, str):
-                unknown.append(found)
-            else:
-                sources[found.stage, *found.paths] = found
-    readable = [source for source in sources.values() if all(Path(path).exists() for path in source.paths)]
-    gone = [f"{source.stage}: its data are gone" for source in sources.values() if source not in readable]
+    trails = [found for model in models for found in _sources(Path(model))]
+    unknown = [found for found in trails if isinstance(found, str)]
+    sources = dict.fromkeys(found for found in trails if isinstance(found, Source))
+    readable = [source for source in sources if all(Path(path).exists() for path in source.paths)]
+    gone = [f"{source.stage}: its data are gone" for source in sources if source not in readable]
     files = [path for source in readable for path in source.paths]
     return Training(lambda: _rows(readable), tuple(dict.fromkeys(files)), tuple(dict.fromkeys([*unknown, *gone])))
 
@@ -46,7 +41,7 @@ def training(models: Sequence[str]) -> Training:
 def _rows(sources: Sequence[Source]) -> Iterator[Example]:
     for source in sources:
         try:
-            yield from (row for row in read(source.paths, limit=source.limit) if row.where not in source.heldout)
+            yield from (row for row in read(list(source.paths), limit=source.limit) if row.where not in source.heldout)
         except DataError:
             continue  # files that changed since training and can no longer be read tell nothing
 
@@ -65,12 +60,15 @@ def _sources(model: Path) -> Iterator[Source | str]:
     if data.get("eval_fraction") and not heldout.exists():
         yield f"{folder.name}: which rows it held out was not recorded"
     elif data.get("path"):
-        paths = [data["path"]] if isinstance(data["path"], str) else list(data["path"])
+        paths = (data["path"],) if isinstance(data["path"], str) else tuple(data["path"])
         lines = heldout.read_text(encoding="utf-8").splitlines() if heldout.exists() else []
         yield Source(str(entry.get("name")), paths, data.get("limit"), frozenset(lines))
     start = (settings.get("model") or {}).get("path")
-    if isinstance(start, str):
-        yield from _sources(Path(start))
+    behind = [start] if isinstance(start, str) else settings.get("members") or []
+    if not behind and not data.get("path"):
+        yield f"{folder.name}: its record does not say what trained it"
+    for one in behind:
+        yield from _sources(Path(one))
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

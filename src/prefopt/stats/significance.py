@@ -96,9 +96,10 @@ def bound_p_values(estimate: Interval, bound: float) -> tuple[float, float]:
     """One-sided p-values of an estimate against a bound: of "it is at most the bound", and of "it is at least the bound".
 
     Wilson's intervals are inverted score tests, z = (p - bound) sqrt(n / (bound (1 - bound))), with the effective n where one was used;
-    others use t = (value - bound) / std_error with `df`; where there is no standard error, the interval's reach on the bound's side
-    divided by its normal quantile stands in. Where n observations are all alike the standard error is 0 and proves little: a share
-    that differs from what was seen by g shows in none of them with chance (1 - g)^n, and that is the p-value.
+    Clopper and Pearson's are inverted binomial tests; others use t = (value - bound) / std_error with `df`; where there is no standard
+    error, the interval's reach on the bound's side divided by its normal quantile stands in. Where n observations are all alike
+    the standard error is 0 and proves little: a share that differs from what was seen by g shows in none of them with chance (1 - g)^n, and
+    that is the p-value.
 
     Args:
         estimate: with its interval.
@@ -111,6 +112,9 @@ def bound_p_values(estimate: Interval, bound: float) -> tuple[float, float]:
     >>> [round(p, 4) for p in bound_p_values(Interval(0.6, 0.5, 0.7, 100, "Wilson"), 0.5)]
     [0.0228, 0.9772]
     """
+    if estimate.method == "Clopper-Pearson":
+        seen, law = round(estimate.value * estimate.n), stats.binom(estimate.n, min(1.0, max(0.0, bound)))
+        return float(law.sf(seen - 1)), float(law.cdf(seen))
     gap, error, df = estimate.value - bound, bound_error(estimate, bound), estimate.df
     if not np.isfinite(error):
         return float("nan"), float("nan")
@@ -127,8 +131,10 @@ def bound_error(estimate: Interval, bound: float) -> float:
     if "Wilson" in estimate.method:
         if not 0 < bound < 1:
             return error if error > 0 else float("nan")
-        independent = estimate.method == "Wilson"
-        effective = estimate.n if independent or not error > 0 else p * (1 - p) / error**2
+        if estimate.method == "Wilson":
+            effective = float(estimate.n)
+        else:
+            effective = p * (1 - p) / error**2 if error > 0 else min(estimate.df + 1, estimate.n)
         return float(np.sqrt(bound * (1 - bound) / effective)) if effective > 0 else float("nan")
     if np.isfinite(error):
         return float(error)
