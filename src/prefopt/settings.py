@@ -222,7 +222,7 @@ class OnlineSettings:
     """How rounds of sampled and judged answers become optimizer steps. null is the method's own."""
 
     prompts: Size | None = None
-    """Prompts of a round; train.batch_size when not given. More of them make several steps of a round."""
+    """Prompts of a round; train.batch_size when not given, and all of them for star. More of them make several steps of a round."""
     epochs: Size = 1
     """Passes over the answers of a round."""
     dynamic: bool | None = None

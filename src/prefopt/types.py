@@ -76,7 +76,8 @@ class Completion:
 
     `rank` 0 is best and equal ranks tie; `score` is any number, higher is better; `label` is thumbs up or down, or how
     right the answer is, in [0, 1]; `steps` splits the
-    content for process reward models, `step_labels` is their correctness (hard or soft, None where not annotated).
+    content for process reward models, `step_labels` is their correctness (hard or soft, None where not annotated). `ended` is False
+    for an answer that was cut off: it has no stop token.
     """
 
     content: Text
@@ -85,6 +86,7 @@ class Completion:
     label: bool | float | None = None
     steps: tuple[str, ...] = ()
     step_labels: tuple[float | None, ...] = ()
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ class Watcher:
 
 def train(folder: Path, method: str) -> None:
     """Several steps a round where a method makes ratios, KL in its own place, every second step saved."""
-    online = OnlineSettings(prompts=8) if method in ("ppo", "dapo", "iterative_dpo") else OnlineSettings()
+    online = OnlineSettings(prompts=8) if method in ("ppo", "dapo", "iterative_dpo", "star") else OnlineSettings()
     more: dict[str, Any] = {"critic": CriticSettings(learning_rate=1e-3)} if method == "ppo" else {}
     more |= {"kl": KLSettings(budget=3e-3)} if method == "grpo" else {}
     options = {"threshold": 0.6} if method == "star" else {}

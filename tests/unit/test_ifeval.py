@@ -175,6 +175,8 @@ def test_the_loose_form_forgives_a_line_around_the_answer() -> None:
         ({}, "no instructions"),
         ({"instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}, "unknown instruction.*\n.*'punctuation:no_comma'"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "lists of one length"),
+        ({"instruction_id_list": ["startend:end_checker"], "kwargs": [{"end_phrase": 5}]}, "arguments of startend:end_checker do not fit"),
+        ({"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"num_words": 5, "relation": "about"}]}, "about"),
     ],
 )
 def test_rows_that_cannot_be_checked(meta: dict[str, Any], said: str) -> None:

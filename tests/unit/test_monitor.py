@@ -126,6 +126,15 @@ def test_what_the_evaluator_cannot_judge_is_left_out(tmp_path: Path) -> None:
     assert json.loads((tmp_path / CHECKS).read_text())["n"] == 2
 
 
+def test_an_evaluator_that_judges_nothing_is_told_of(tmp_path: Path) -> None:
+    said: list[str] = []
+    monitor = Monitor(MonitorSettings(), Evaluator(), tmp_path, 0, said.append)
+    found = monitor(0, [answer(1.0, "?", 0), answer(1.0, "?", 1)], {})
+    assert found.metrics == {"monitor/unjudged": 2.0}
+    assert said == ["warning: round 1: the evaluator judged 0 of 2 answers (); nothing watches the reward"]
+    assert not (tmp_path / CHECKS).exists()
+
+
 def test_what_an_evaluator_may_be(tmp_path: Path) -> None:
     assert evaluator_settings("gold").verifier == "gold"
     assert evaluator_settings("https://x/y").url == "https://x/y"

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from prefopt.data.preflight import Preflight
-from prefopt.errors import ModelError, OptionError, RewardError
+from prefopt.errors import DataError, ModelError, OptionError, RewardError
 from prefopt.losses.kl import KLBudget
 from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
@@ -26,6 +26,7 @@ from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
 from prefopt.training import online as stream
 from prefopt.training.fit import FitResult, fit
+from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watched
 from prefopt.training.rounds import Answer, Group, Made, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
@@ -315,7 +316,15 @@ def test_ranks_and_choices_make_trees() -> None:
     ("method", "changes", "says"),
     [
         ("grpo", {"rollout": rollout("grpo", samples=1)}, "compares the answers"),
-        ("xpo", {"rollout": rollout("xpo", samples=1)}, "compares the answers"),
+        ("xpo", {"rollout": rollout("xpo", samples=1)}, "one answer of the policy with one of the reference"),
+        ("xpo", {"rollout": rollout("xpo", samples=3)}, "one answer of the policy with one of the reference"),
+        ("grpo", {"rollout": rollout("grpo", regex="[0-9]+")}, "under a constraint are no samples"),
+        ("grpo", {"rollout": rollout("grpo", url="http://x/v1")}, "read by rollout.engine=server alone"),
+        ("iterative_dpo", {"kl": KLSettings(budget=1.0)}, "the policy that began the round"),
+        ("grpo", {"kl": KLSettings(horizon=5)}, "read by kl.target alone"),
+        ("grpo", {"kl": KLSettings(ratio=True, estimator="k2")}, "k2 has the gradient"),
+        ("grpo", {"online": OnlineSettings(draws=2)}, "read by online.dynamic alone"),
+        ("grpo", {"online": OnlineSettings(reward_at="answer")}, "rewards whole answers"),
         ("grpo", {"rollout": rollout("grpo", temperature=0.0)}, "greedy answers"),
         ("grpo", {"rollout": rollout("grpo", top_p=0.9)}, "nucleus"),
         ("grpo", {"kl": KLSettings(estimator="k1")}, "no gradient on average"),
@@ -379,14 +388,142 @@ def test_a_run_whose_reward_fails_goes_on_when_it_is_mended(tmp_path: Path, caps
                 raise RewardError("nan for answer 1")
             return super().judge(rolled)
 
-    whole = run(tmp_path / "whole", "star")
+    rounds = {"online": OnlineSettings(prompts=8)}
+    whole = run(tmp_path / "whole", "star", **rounds)
     with pytest.raises(RewardError, match="nan for answer 1"):
-        run(tmp_path / "cut", "star", reward=Failing())
+        run(tmp_path / "cut", "star", reward=Failing(), **rounds)
     assert "kept as after step 2" in capsys.readouterr().err
-    again = run(tmp_path / "cut", "star")
+    again = run(tmp_path / "cut", "star", **rounds)
     assert "going on from step 2 of 4" in capsys.readouterr().err
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(again)[name]), name
+
+
+@pytest.mark.parametrize("where", ["held-out answers", "the last measurement"])
+def test_a_run_that_fails_at_its_end_is_kept(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is down when the run is measured for the last time costs no step of it."""
+    more: dict[str, Any] = {"heldout": 4, "kl": KLSettings(budget=50.0)}
+    whole = run(tmp_path / "whole", "grpo", **more)
+    name = {"held-out answers": "evaluate", "the last measurement": "finish"}[where]
+
+    def down(self: Any, *args: Any) -> Any:
+        raise RewardError("the server is down")
+
+    monkeypatch.setattr(stream.Rounds, name, down)
+    with pytest.raises(RewardError, match="the server is down"):
+        run(tmp_path / "cut", "grpo", **more)
+    monkeypatch.undo()
+    monkeypatch.setattr(stream.Rounds, "_new", _only_after(4, stream.Rounds._new))
+    again = run(tmp_path / "cut", "grpo", **more)
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    for part, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[part]), part
+
+
+def test_the_last_measurement_of_a_budget_asks_no_reward(tmp_path: Path) -> None:
+    class Counting(EvenTokens):
+        """Counts the answers it is shown."""
+
+        seen = 0
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            self.seen += len(rolled)
+            return super().judge(rolled)
+
+    reward = Counting()
+    run(tmp_path, "rloo", reward=reward, kl=KLSettings(budget=50.0))
+    assert reward.seen == 4 * 8 * 4
+
+
+def test_a_row_that_breaks_a_verifier_loses_no_answer(tmp_path: Path) -> None:
+    class Picky(EvenTokens):
+        """Finds a row wrong when it judges."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            raise DataError("the arguments do not fit", where="rows.jsonl:3")
+
+    with pytest.raises(DataError, match=r"rows\.jsonl:3(.|\n)*the answers are kept in"):
+        run(tmp_path, "grpo", reward=Picky())
+    assert len((tmp_path / "rollouts" / "unjudged.jsonl").read_text().splitlines()) == 32
+
+
+def test_star_samples_from_what_it_has_learned_and_learns_from_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Algorithm 1 of arXiv 2203.14465: round n samples from the model of round n - 1 and trains the first one."""
+    sampled, learned = [], []
+    ask, step = stream.Rounds._answered, stream.Rounds.step
+
+    def seen(self: Any, *args: Any, **named: Any) -> Any:
+        sampled.append(self._weights())
+        return ask(self, *args, **named)
+
+    def stepped(self: Any, number: int) -> Any:
+        found = step(self, number)
+        learned.append(self._weights())
+        return found
+
+    monkeypatch.setattr(stream.Rounds, "_answered", seen)
+    monkeypatch.setattr(stream.Rounds, "step", stepped)
+    run(tmp_path, "star", train={"steps": 6}, online=OnlineSettings(prompts=16), rows=16)
+    assert len(sampled) == 3
+    name = next(iter(sampled[0]))
+    first = sampled[0][name]
+    assert all(torch.equal(learned[at][name], first) for at in (0, 2, 4)), "each round trains the first model"
+    assert not any(torch.equal(found[name], first) for found in sampled[1:]), "later rounds sample from what the one before made"
+    rates = [row["lr"] for row in metrics_of(tmp_path)]
+    assert rates == rates[:2] * 3, "the schedule begins anew with the weights"
+
+
+def test_star_takes_all_prompts_for_a_round() -> None:
+    assert Setup(method="star", train=TrainSettings(batch_size=4)).round_size(16) == (16, 4)
+    assert Setup(method="rejection_sampling", train=TrainSettings(batch_size=4)).round_size(16) == (4, 1)
+
+
+def test_penalties_do_not_make_a_group_of_failures_worth_learning_from(tmp_path: Path) -> None:
+    """Answers that are all wrong and differ in length alone are replaced, and stand in the record."""
+
+    class Wrong(EvenTokens):
+        """0 for all, less a penalty for length."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            return [Verdict(-0.1 * len(answer.sample.ids), {"math": 0.0}, earned=0.0) for answer in rolled]
+
+    run(tmp_path, "dapo", reward=Wrong(), train={"steps": 1})
+    assert metrics_of(tmp_path)[0]["skipped_steps"] == 1.0
+    assert len((tmp_path / "rollouts" / "round-000001.jsonl").read_text().splitlines()) == 16
+
+
+def test_who_watches_gets_a_distance_where_the_loss_needs_none(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Watcher:
+        needs_kl = True
+
+        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+            seen.append(metrics.get("objective/kl", math.nan))
+            return Watched()
+
+    run(tmp_path / "dapo", "dapo", watch=[Watcher()], watched=True)
+    assert seen[0] == pytest.approx(0.0, abs=1e-6)
+    assert all(kl > 0 for kl in seen[1:])
+    seen.clear()
+    run(tmp_path / "rounds", "iterative_dpo", watch=[Watcher()], watched=True)
+    assert all(math.isnan(kl) for kl in seen), "a reference that is the policy itself tells no distance"
+
+
+def test_only_the_policys_own_answers_tell_its_distance() -> None:
+    other = replace(GROUPS[0].answers[1], own=False)
+    mixed = [Group(GROUPS[0].prompt, (GROUPS[0].answers[0], other))]
+    parts = [{"kl": np.array([0.5, 0.25])}, {"kl": np.array([100.0])}]
+    found = Made(mixed, parts, 0.0, KLSettings(), OnlineSettings()).divergence()
+    assert found is not None
+    assert found[0] == 0.75
+
+
+def test_a_penalty_in_a_loss_of_pairs_is_the_mean_over_answers() -> None:
+    penalised = Setup(method="online_dpo", kl=KLSettings(coefficient=0.1, place="loss", estimator="k2"))
+    job = Job.__new__(Job)
+    job.method = penalised.row
+    assert job.paid_by == "sequence"
 
 
 def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Path) -> None:

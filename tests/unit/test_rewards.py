@@ -7,6 +7,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 
 from prefopt.errors import DataError, OptionError, PrefoptError, RewardError
+from prefopt.rollout.policy import RewardModel
 from prefopt.rollout.rewards import Rolled, Verdict, build
 from prefopt.rollout.rewards.combine import Sum, length_penalty, missing_eos, soft_overlong
 from prefopt.rollout.rewards.endpoint import EndpointReward
 from prefopt.rollout.rewards.function import FunctionReward
+from prefopt.rollout.rewards.model import ModelReward
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import RewardSettings
 from prefopt.types import Example, Message
 from prefopt.world import World
+from tests.worlds import language_model
 
 
 def rolled(text: str = "yes", *, prompt: Any = "Q", tokens: int = 3, finished: bool = True, **meta: Any) -> Rolled:
@@ -50,6 +54,26 @@ def test_a_sum_is_what_its_parts_say() -> None:
     (verdict,) = whole.judge([rolled(finished=False)])
     assert verdict.value == 0.5 * 2.0 - 1.0 - 0.25
     assert verdict.parts == {"a": 1.0, "a/tone": 0.25, "b": -1.0, "missing_eos": -0.25}
+
+
+def test_a_sum_tells_what_was_earned_before_penalties() -> None:
+    whole = Sum({"a": Fixed(Verdict(0.3), Verdict(0.3))}, {}, {"missing_eos": missing_eos(0.1)})
+    first, second = whole.judge([rolled(finished=False), rolled()])
+    assert (first.earned, second.earned) == (0.3, 0.3)
+    assert first.value != second.value
+    assert Sum({"a": Fixed(Verdict(0.3))}).judge([rolled()])[0].earned is None
+
+
+def test_a_reward_model_reads_a_cut_answer_without_a_stop_token() -> None:
+    """An answer that hit the limit is not scored as if it had ended."""
+    model = language_model("reward")
+    assert isinstance(model, RewardModel)
+    ended, cut = ModelReward(model).judge([rolled("w5 w6 w7", prompt="w9"), rolled("w5 w6 w7", prompt="w9", finished=False)])
+    (tree,) = model._trees(["w9"], ["w5 w6 w7"])
+    short = replace(tree, branches=(replace(tree.branches[0], ids=tree.branches[0].ids[:-1], scored=tree.branches[0].scored[:-1]),))
+    assert ended.value == pytest.approx(model.tree_scores([tree])[0], abs=1e-6)
+    assert cut.value == pytest.approx(model.tree_scores([short])[0], abs=1e-6)
+    assert cut.value != pytest.approx(ended.value, abs=1e-4)
 
 
 def test_what_one_source_cannot_judge_is_not_judged() -> None:
@@ -93,6 +117,8 @@ def test_a_wrong_number_of_values_is_an_error() -> None:
         ({"function": ["a.py:f", "b.py:f"]}, "two sources are named 'f'"),
         ({"url": "localhost:80"}, "starts with http://"),
         ({"verifier": "gold", "overlong_buffer": 4}, "there is no limit"),
+        ({"verifier": "gold", "overlong_limit": 4}, "read by reward.overlong_buffer alone"),
+        ({"verifier": "gold", "answer": "solution"}, "read by reward.verifier=math alone"),
         ({"verifier": "gold", "overlong_buffer": 4, "overlong_limit": 3}, "longer than the limit of 3"),
     ],
 )

@@ -122,6 +122,18 @@ def test_a_server_that_goes_down_costs_nothing_that_was_learned(tmp_path: Path, 
     assert "kept as after step 1" in capsys.readouterr().err
 
 
+def test_a_run_that_goes_on_gives_the_server_its_weights(tmp_path: Path) -> None:
+    with served(tmp_path / "whole" / "served") as (url, _):
+        whole = trained(tmp_path / "whole", url)
+    with served(tmp_path / "cut" / "served", **{"down after": 4 + 8 + 3}) as (url, _), pytest.raises(ModelError):
+        trained(tmp_path / "cut", url)
+    with served(tmp_path / "cut" / "served") as (url, _):
+        again = trained(tmp_path / "cut", url)
+    assert all(row[GAP] < 1e-5 for row in metrics_of(tmp_path / "cut")), "also in the first round after the stop"
+    for name, weight in load_file(whole.model / "model.safetensors").items():
+        assert torch.equal(weight, load_file(again.model / "model.safetensors")[name]), name
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prefopt.errors import DataError, OptionError, RewardError
-from prefopt.pipeline.rows import Row, answers, extra, write_rows
+from prefopt.pipeline.rows import Row, answers, ended, extra, write_rows
 from prefopt.rollout.rewards import Rolled, Verdict, build
 from prefopt.rollout.rewards.combine import Sum
 from prefopt.rollout.sampler import Sample
@@ -129,18 +129,17 @@ class Rewarded:
         finished = self._finished(row, at, many=many)
         ids = np.zeros(0, dtype=np.int32)
         if self.renderer is not None:
-            (tree,) = self.renderer.trees([replace(row, completions=(Completion(content=as_answer(row.prompt, content)),))])
+            completion = Completion(content=as_answer(row.prompt, content), ended=finished)
+            (tree,) = self.renderer.trees([replace(row, completions=(completion,))])
             ids = tree.branches[0].ids
-            ids = ids if finished or ids[-1] not in self.renderer.stop_ids else ids[:-1]
         text = content if isinstance(content, str) else content[-1].content
         return Rolled(row, Sample(ids=ids, logps=np.zeros(len(ids), dtype=np.float32), text=text, finished=finished))
 
     def _finished(self, row: Example, at: int, *, many: bool) -> bool:
         """Whether an answer ended by itself, as `prefopt generate` writes it down; of a ranking (`many`) the order is not the file's."""
-        said = row.meta.get("finished")
-        told = [said] if isinstance(said, bool) else said if isinstance(said, list) and not many else []
-        if at < len(told):
-            return bool(told[at])
+        told = None if many else ended(row, at)
+        if told is not None:
+            return told
         if self.settings.missing_eos:
             what = "the row does not say which answers ended by themselves (`finished`, as prefopt generate writes it)"
             raise DataError(what, where=row.where, fix="leave reward.missing_eos out")

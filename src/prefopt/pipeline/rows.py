@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from prefopt.errors import DataError, OptionError
 from prefopt.pipeline.kinds import LabelOptions
 from prefopt.settings import RolloutSettings
-from prefopt.types import Completion, Example, Text, as_answer, as_text, plain
+from prefopt.types import Completion, Example, Text, as_answer, plain
 
 if TYPE_CHECKING:
     from prefopt.rollout.policy import Policy, RewardModel
@@ -46,6 +47,13 @@ def answers(example: Example) -> list[Text]:
     if not found:
         raise DataError("the row has no completion", where=example.where, fix="sample some first (prefopt generate)")
     return found
+
+
+def ended(example: Example, at: int) -> bool | None:
+    """Whether a completion that `sample` wrote ended by itself; None where the row does not say."""
+    said = example.meta.get("finished")
+    told = [said] if isinstance(said, bool) else said if isinstance(said, list) else []
+    return bool(told[at]) if at < len(told) else None
 
 
 # --- a policy's completions -------------------------------------------------------------------------------------------
@@ -83,7 +91,11 @@ def scored(
     """
     contents = [answers(example) for example in examples]
     prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
-    flat = [as_answer(prompt, content) for prompt, content in zip(prompts, itertools.chain.from_iterable(contents), strict=True)]
+    flat = [
+        Completion(content=as_answer(example.prompt, content), ended=len(example.completions) > 1 or ended(example, at) is not False)
+        for example, row in zip(examples, contents, strict=True)
+        for at, content in enumerate(row)  # a ranking's do not stand in the order of the file, in which `finished` does
+    ]
     by_step = _by_step(model, prompts, examples, flat)
     steps = iter(by_step)
     values = iter([score for score, _ in by_step] if by_step else _scores(model, reference, beta, prompts, flat))
@@ -99,7 +111,11 @@ def scored(
         }
 
 
-def _by_step(model: Any, prompts: Sequence[Text], examples: Sequence[Example], contents: Sequence[Any]) -> list[tuple[float, list[float]]]:
+_Steps = tuple[float, list[float]]
+"""The score of an answer and of each of its steps."""
+
+
+def _by_step(model: Any, prompts: Sequence[Text], examples: Sequence[Example], contents: Sequence[Completion]) -> list[_Steps]:
     """A process reward model's score of each answer and of its steps; nothing from other models."""
     if not getattr(getattr(model, "reading", None), "solution", ""):
         return []
@@ -109,16 +125,16 @@ def _by_step(model: Any, prompts: Sequence[Text], examples: Sequence[Example], c
     return [(of_solution(steps, model.reading.solution), steps) for steps in found]
 
 
-def _with_steps(examples: Sequence[Example], contents: Sequence[Any]) -> list[Any]:
+def _with_steps(examples: Sequence[Example], contents: Sequence[Completion]) -> list[Completion]:
     """The answers with the steps their rows cut them into; others are cut by the model."""
     known = [c.steps for example in examples for c in example.completions or [Completion(content="")] * len(answers(example))]
     return [
-        Completion(content=as_text(content), steps=steps, step_labels=(0.0,) * len(steps)) if steps else content
+        replace(content, steps=steps, step_labels=(0.0,) * len(steps)) if steps else content
         for steps, content in zip(known, contents, strict=True)
     ]
 
 
-def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Text], contents: Sequence[Text]) -> list[float]:
+def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Text], contents: Sequence[Completion]) -> list[float]:
     if hasattr(model, "score"):
         return list(model.score(prompts, contents))
     values = np.asarray(model.logprobs(prompts, contents))

@@ -180,7 +180,7 @@ class Renderer:
         if not isinstance(completion.content, str):
             raise DataError("the prompt is a string and the completion is messages", fix="Give both as strings or both as messages.")
         content = completion.content.removesuffix(self._eos)
-        return _steps(content, self._eos, completion)
+        return _steps(content, self._eos if completion.ended or not content else "", completion)
 
     def _conversation(self, example: Example, prompt: Messages) -> _Plan:
         answers = [_messages(completion) for completion in example.completions]
@@ -215,7 +215,8 @@ class Renderer:
             at = len(before) + len(turn)
             answered = self._ended(turn, final)
             stop = next((stop for stop in self._stops if answered.endswith(stop)), "")
-            pieces += _steps(answered.removesuffix(stop), stop, completion) if final else [_Piece(answered, True)]
+            said = answered.removesuffix(stop)
+            pieces += _steps(said, stop if completion.ended or not said else "", completion) if final else [_Piece(answered, True)]
         return pieces
 
     def _close(self, turn: str) -> str:

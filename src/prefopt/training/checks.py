@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefopt.errors import OptionError
 from prefopt.losses.online import Online
-from prefopt.settings import CriticSettings
+from prefopt.settings import CriticSettings, HeadSettings, KLSettings, OnlineSettings
 from prefopt.training import distributed
 
 if TYPE_CHECKING:
@@ -33,13 +33,31 @@ def check_shard(setup: Setup) -> None:
         raise OptionError("does not work with train.shard", where=option, fix="leave one of the two out")
 
 
+def check_heads(setup: Setup) -> None:
+    """Refuse options of a reward model's outputs that nothing would read.
+
+    Raises:
+        OptionError: the first such option.
+    """
+    heads, plain = setup.heads, HeadSettings()
+    if heads.attributes and heads.count > 1:
+        raise OptionError("heads are either members of an ensemble or attributes", where="heads.count", fix="leave one of them out")
+    if heads != plain and setup.row.reads != "scores":
+        raise OptionError(f"{setup.method} trains no reward model", where="heads", fix="leave the heads options out")
+    if heads.solution != plain.solution and setup.row.unit != "step":
+        raise OptionError(f"{setup.method} judges no steps", where="heads.solution", fix="leave it out, or train with prm")
+    if heads.count == 1 and (heads.bag, heads.rule, heads.k) != (plain.bag, plain.rule, plain.k):
+        fix = "set heads.count, or leave heads.bag, heads.rule and heads.k out"
+        raise OptionError("one head is no ensemble", where="heads.count", fix=fix)
+
+
 def check_online(setup: Setup, online: Online) -> None:
     """Refuse an option that would be ignored, or that breaks what the method rests on.
 
     Raises:
         OptionError: the first that is wrong.
     """
-    for wrong, where, what, fix in (*_samples(setup, online), *_engine(setup), *_penalty(setup), *_rest(setup, online)):
+    for wrong, where, what, fix in (*_samples(setup, online), *_engine(setup), *_penalty(setup, online), *_rest(setup, online)):
         if wrong:
             raise OptionError(what, where=where, fix=fix)
 
@@ -48,8 +66,9 @@ def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
     rollout = setup.rollout
     compared = "group" in online.arguments
     what = f"{setup.method} compares the answers to a prompt, and there is one"
-    yield compared and rollout.samples < 2, "rollout.samples", what, f"set rollout.samples={online.samples}"
-    yield online.explores and setup.rollout.samples < 2, "rollout.samples", what, "set rollout.samples=2"
+    yield compared and not online.explores and rollout.samples < 2, "rollout.samples", what, f"set rollout.samples={online.samples}"
+    what = f"{setup.method} compares one answer of the policy with one of the reference"
+    yield online.explores and setup.rollout.samples != 2, "rollout.samples", what, "set rollout.samples=2"
     ratios = "advantages" in online.gives
     what = "greedy answers are no samples of the policy, whose log-probs the loss is made of"
     yield ratios and rollout.temperature == 0, "rollout.temperature", what, "set rollout.temperature=1"
@@ -58,6 +77,10 @@ def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
     what = "answers drawn from the most probable tokens alone are no samples of the policy: every ratio would be wrong"
     yield ratios and rollout.top_k > 0, "rollout.top_k", what, "set rollout.top_k=0"
     yield ratios and rollout.min_p > 0, "rollout.min_p", what, "set rollout.min_p=0"
+    what = "answers under a constraint are no samples of the policy: every ratio would be wrong"
+    for name in ("regex", "banned", "required"):
+        fix = "leave it out, or reward what keeps to it"
+        yield ratios and bool(getattr(rollout, name)), f"rollout.{name}", what, fix
 
 
 def _engine(setup: Setup) -> Iterator[Wrong]:
@@ -66,18 +89,27 @@ def _engine(setup: Setup) -> Iterator[Wrong]:
     what, fix = "the server has to be given new weights, and nothing says where it reads them", "name the folder that it serves"
     yield served and rollout.folder is None, "rollout.folder", what, fix
     yield rollout.folder is not None and not served, "rollout.folder", "read by rollout.engine=server alone", "leave it out"
+    yield rollout.url is not None and not served, "rollout.url", "read by rollout.engine=server alone", "set it, or leave the url out"
     what = "an engine of its own is given whole models, not adapters"
     yield rollout.engine != "local" and setup.lora.rank > 0, "lora.rank", what, "sample with rollout.engine=local, or train all weights"
 
 
-def _penalty(setup: Setup) -> Iterator[Wrong]:
+def _penalty(setup: Setup, online: Online) -> Iterator[Wrong]:
     kl, held = setup.kl, setup.held
+    what = f"the reference of {setup.method} is the policy that began the round, so no KL to it tells how far the run has gone"
+    for name in ("coefficient", "target", "budget"):
+        yield online.anew == "reference" and bool(getattr(kl, name)), f"kl.{name}", what, "leave it out, or use online_dpo"
+    alone = kl.target is None and kl.horizon != KLSettings().horizon
+    yield alone, "kl.horizon", "read by kl.target alone", "set kl.target, or leave it out"
     yield (kl.target and kl.budget) is not None, "kl.budget", "a target and a budget both steer the coefficient", "leave one of them out"
     steered = kl.target is not None or kl.budget is not None
     yield steered and not held.coefficient, "kl.coefficient", "0 cannot be steered", "leave it out, or start above 0"
     alone = held.place == "loss" and held.estimator == "k1" and not held.ratio and bool(held.coefficient)
     fix = "set kl.estimator=k2 or k3, or kl.ratio=true"
     yield alone, "kl.estimator", "k1 in the loss has no gradient on average", fix
+    twice = held.place == "loss" and held.estimator == "k2" and held.ratio and bool(held.coefficient)
+    what = "k2 has the gradient of KL(policy || reference) by itself; with the ratio it has another"
+    yield twice, "kl.ratio", what, "leave one of kl.ratio and kl.estimator=k2 out"
     outside = held.place != "loss"
     yield kl.ratio and outside, "kl.ratio", "there is no KL term in the loss to multiply", "set kl.place=loss, or leave it out"
     what = "in rewards and advantages the estimate is k1, which alone is right there"
@@ -90,6 +122,12 @@ def _rest(setup: Setup, online: Online) -> Iterator[Wrong]:
     yield bool(where) and not ratios, where, f"{setup.method} has no advantages", "set kl.place=reward or loss"
     for name, value in (("whiten", settings.whiten), ("importance_cap", settings.importance_cap), ("entropy", settings.entropy)):
         yield bool(value) and not ratios, f"online.{name}", f"{setup.method} has no advantages", "leave it out"
+    dynamic = online.dynamic if settings.dynamic is None else settings.dynamic
+    fix = "set online.dynamic=true, or leave it out"
+    yield not dynamic and settings.draws != OnlineSettings().draws, "online.draws", "read by online.dynamic alone", fix
+    at_answers = settings.reward_at == "answer" and ("lengths" not in online.arguments or setup.held.place != "reward")
+    what = "there is no penalty in a token's reward to move" if "lengths" in online.arguments else f"{setup.method} rewards whole answers"
+    yield at_answers, "online.reward_at", what, "leave it out"
     yield setup.critic != CriticSettings() and not online.has_critic, "critic", f"{setup.method} has no critic", "leave it out"
     yield setup.critic.shared and setup.critic.path is not None, "critic.path", "a shared critic is a head on the policy", "leave one out"
     yield setup.reference.cache, "reference.cache", "answers that are sampled later cannot be in a cache", "set reference.cache=false"

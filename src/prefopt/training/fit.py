@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -44,6 +44,10 @@ from prefopt.training.stream import Rows, Stream
 from prefopt.training.track import Trackers, open_trackers
 from prefopt.types import Stat, TokenTree
 
+Found = TypeVar("Found")
+DECIDE_NOTHING = {"train": {"save_every"}, "rollout": {"url", "folder", "memory", "timeout", "retries"}}
+"""Settings that a run may go on with others of."""
+
 
 class Interrupted(PrefoptError):
     """A signal ended the run after a step; the exit code is the shell's for that signal."""
@@ -71,6 +75,7 @@ class Progressed:
     best: float | None = None
     best_step: int = 0
     waited: int = 0
+    evaluated: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -117,7 +122,7 @@ def fit(
         trackers = stack.enter_context(opened)
         stopped = run.train(trackers)
         run.take_best()
-        if told := stream.finish():
+        if told := run.kept(stream.finish):
             progress.say(told)
     if setup.train.shard:
         shard.join(model.model)
@@ -170,17 +175,19 @@ class Run:
 
     def train(self, trackers: Trackers) -> str:
         """Steps until the end, a signal, or patience runs out; says which ("done", "early")."""
-        factor, train = schedule(self.setup.train, self.total), self.setup.train
+        train, span = self.setup.train, self.stream.restarts or self.total
+        factor = schedule(train, span)
         with StopRequest() as stop:
+            if self.at.step:
+                self.evaluate(trackers)  # what a run that was stopped had still to do
             while self.at.step < self.total:
-                trees = self.next(self.at.step)
+                trees = self.kept(lambda: self.stream.step(self.at.step))
                 if self.stream.ended:
                     self.progress.say(f"{self.stream.ended}: stopping")
                     return "stopped"
-                self.step(trees, factor(self.at.step), trackers)
+                self.step(trees, factor(self.at.step % span), trackers)
+                self.evaluate(trackers)
                 last = self.at.step == self.total
-                if self.data.heldout and (last or (train.eval_every and self.at.step % train.eval_every == 0)):
-                    self.evaluate(trackers)
                 if not last and distributed.any_rank(bool(stop.requested)):
                     self.save()
                     raise Interrupted(stop.requested or "SIGTERM", self.at.step, self.total)
@@ -191,14 +198,14 @@ class Run:
                     return "early"
         return "done"
 
-    def next(self, step: int) -> list[TokenTree]:
-        """The trees of a step; where they cannot be had (a reward or a server that fails) the run is kept as it stands."""
+    def kept(self, work: Callable[[], Found]) -> Found:
+        """What the stream is asked for; where it cannot be had (a reward or a server that fails) the run is kept as it stands."""
         try:
-            return self.stream.step(step)
+            return work()
         except PrefoptError as error:
-            if step:
+            if self.at.step:
                 self.save()
-                self.progress.say(f"kept as after step {step}: the same command goes on from there")
+                self.progress.say(f"kept as after step {self.at.step}: the same command goes on from there")
             raise error
 
     def step(self, trees: Sequence[TokenTree], lr_factor: float, trackers: Trackers) -> None:
@@ -224,8 +231,13 @@ class Run:
         self.progress.update(self.at.step, metrics)
 
     def evaluate(self, trackers: Trackers) -> None:
-        """Held-out metrics; remembers the weights when they are the best so far."""
-        found = self.stream.evaluate()
+        """Held-out metrics where it is time for them; remembers the weights when they are the best so far."""
+        every = self.setup.train.eval_every
+        due = self.at.step == self.total or (every and self.at.step % every == 0)
+        if not (self.data.heldout and due and self.at.evaluated < self.at.step):
+            return
+        found = self.kept(self.stream.evaluate)
+        self.at.evaluated = self.at.step
         trackers.log(self.at.step, found)
         self.at.metrics |= found
         name = self.setup.train.keep_best
@@ -267,6 +279,7 @@ class Run:
             for name, master in weights.masters.items():
                 master.copy_(like(found.tensors[name], master))
         weights.publish()
+        self.job.version += 1
         self.progress.say(f"keeping the weights of step {self.at.best_step}, the best {self.setup.train.keep_best}")
 
     def save(self) -> None:
@@ -307,15 +320,17 @@ class Run:
             self.job.reference.load(_under("reference/", found.tensors))
         self.stream.load(_under("stream/", found.tensors), found.state["stream"])
         self.at = Progressed(**found.state["progress"])
+        self.job.version += 1
         self.job.shift = {k: Stat(*v) for k, v in found.state["shift"].items()}
         generators = found.state["generators"]
         checkpoint.set_generator_state(torch.default_generator, generators[distributed.rank() % len(generators)])
         self.progress.say(f"going on from step {self.at.step} of {self.total}")
 
     def fingerprint(self) -> str:
-        """A hash of everything that decides the result: settings (but not when to save) and every token."""
+        """A hash of everything that decides the result: settings (but not when to save, or where an engine is) and every token."""
         plain = _plain(self.setup)
-        plain["train"].pop("save_every")
+        for section, names in DECIDE_NOTHING.items():
+            plain[section] = {name: value for name, value in plain[section].items() if name not in names}
         digest = hashlib.sha256(json.dumps([plain, self.total], sort_keys=True, default=str).encode())
         for tree in Chain(self.data.train, self.data.heldout):
             digest.update(tree.prompt.tobytes() + b"|" + b"|".join(b.ids.tobytes() + b.scored.tobytes() for b in tree.branches))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prefopt.losses.columns import COLUMNS, View
-from prefopt.losses.methods import Method
+from prefopt.losses.methods import Method, Unit
 from prefopt.losses.policy import kl_penalty
 from prefopt.losses.reduce import Term, count
 from prefopt.losses.value import value_clip
@@ -66,6 +66,11 @@ class Job:
     temperature: float = 1.0
     """At which the policy's samples were drawn, and all log-probs are taken."""
 
+    @property
+    def paid_by(self) -> Unit:
+        """What a KL penalty in the loss is the mean over: the method's own unit, but answers where it compares them."""
+        return "token" if self.method.unit == "token" else "sequence"
+
     def batches(self, trees: Sequence[TokenTree]) -> list[Batch]:
         """This rank's share of the trees, cut into forward passes."""
         mine = share(trees, distributed.rank(), distributed.world_size())
@@ -74,7 +79,7 @@ class Job:
 
     def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Denominators: how many of each unit the whole step holds over all ranks; and its positions and pairs, for the speed."""
-        units = self.method.units | {"pair", *(["token"] if self.critic or self.entropy else [])}
+        units = self.method.units | {"pair", *(["token"] if self.critic or self.entropy else []), *([self.paid_by] if self.penalty else [])}
         counts = {unit: float(sum(count(batch, unit) for batch in batches)) for unit in sorted(units)}
         return distributed.add_up(counts | {"positions": float(sum(batch.tokens for batch in batches))})
 
@@ -117,7 +122,7 @@ class Job:
         if self.penalty is not None and view.logps_T is not None and view.ref_logps_T is not None:
             old = COLUMNS["old_logps"](view) if self.penalty.ratio else None
             values = self.method.gathered(kl_penalty(view.logps_T, view.ref_logps_T, old, kind=self.penalty.kind), view)
-            terms.append(Term(values, self.method.unit, self.penalty.coefficient, "kl"))
+            terms.append(Term(values, self.paid_by, self.penalty.coefficient, "kl"))
         if self.entropy and view.entropy_T is not None:
             terms.append(Term(-view.entropy_T, "token", self.entropy, "entropy"))
         if view.values_T is not None and batch.returns_T is not None and batch.old_values_T is not None and self.critic is not None:

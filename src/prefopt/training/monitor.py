@@ -125,26 +125,32 @@ class Monitor:
         if not self.started:
             self.resume(number)
         turn = self.evaluator is not None and number % self.settings.every == 0 and bool(answers)
-        values = self._evaluate(answers) if turn else [None] * len(answers)
+        values = self._evaluate(number, answers) if turn else [None] * len(answers)
         if self.settings.audit_every and number % self.settings.audit_every == 0:
             self._audit(number, answers, values)
         known = [(answer, value) for answer, value in zip(answers, values, strict=True) if value is not None]
         if not known:
-            return Watched()
+            return Watched({"monitor/unjudged": float(len(answers))} if turn else {})
         self.checks = [check for check in self.checks if check.round < number]
         check = self._check(number, [a for a, _ in known], [v for _, v in known], metrics.get("objective/kl", math.nan))
         self.checks.append(check)
         _append(self.out / CHECKS, number, [check.to_json()])
-        return self._verdict(check)
+        found = self._verdict(check)
+        return found._replace(metrics={**found.metrics, "monitor/unjudged": float(len(answers) - len(known))})
 
     def resume(self, number: int) -> None:
         """Take back the checks of the rounds before `number`, when a run goes on there."""
         self.started = True
         self.checks = [_from_json(json.loads(line)) for line in _lines(self.out / CHECKS) if json.loads(line)["round"] < number]
 
-    def _evaluate(self, answers: Sequence[Judged]) -> list[float | None]:
+    def _evaluate(self, number: int, answers: Sequence[Judged]) -> list[float | None]:
         assert self.evaluator is not None
-        return [verdict.value for verdict in self.evaluator.judge([answer.rolled for answer in answers])]
+        found = self.evaluator.judge([answer.rolled for answer in answers])
+        missing = [verdict for verdict in found if verdict.value is None]
+        if missing:
+            counted = f"the evaluator judged {len(found) - len(missing)} of {len(found)} answers ({missing[0].note})"
+            self.say(f"warning: round {number + 1}: {counted}" + ("; nothing watches the reward" if len(missing) == len(found) else ""))
+        return [verdict.value for verdict in found]
 
     def _check(self, number: int, answers: Sequence[Judged], values: Sequence[float], kl: float) -> Check:
         clusters = [answer.prompt for answer in answers]

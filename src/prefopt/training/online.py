@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prefopt.errors import DataError, RewardError
+from prefopt.errors import DataError, PrefoptError, RewardError
 from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
 from prefopt.pack.plan import Plan, share
 from prefopt.pack.prepare import Prepared
@@ -85,6 +85,7 @@ class Rounds:
         self.baseline: float | None = None
         self.round: Round | None = None
         self.unjudged: list[tuple[TokenTree, Answer]] = []
+        self.dropped: list[Group] = []
         self.reason = ""
         self.best: dict[str, Tensor] = {}
         self.hacked = False
@@ -98,6 +99,11 @@ class Rounds:
     def ended(self) -> str:
         """See `Stream`."""
         return self.reason
+
+    @property
+    def restarts(self) -> int:
+        """See `Stream`."""
+        return self.per_steps if self.online.anew == "policy" else 0
 
     def step(self, step: int) -> list[TokenTree]:
         """See `Stream`; the first step of a round samples it."""
@@ -114,7 +120,7 @@ class Rounds:
         """Reward, length and, with a reference, KL of one answer to each held-out prompt."""
         groups = self._ask(self.heldout[:first], EVALUATION, samples=1)
         found = {name: value for name, value in summary(groups).items() if name in ("reward", "completions/mean_length")}
-        if self.job.reference is not None and groups:
+        if self._apart and groups:
             found["objective/kl"] = self._kl(groups)[0]
         return {f"eval/{name}": value for name, value in found.items()}
 
@@ -140,7 +146,7 @@ class Rounds:
     def _kl_of_several_rounds(self) -> tuple[float, float]:
         """KL and its standard error on the prompts of the first rounds, for a KL that is known better than a round's own."""
         rows = dict.fromkeys(i for number in range(LAST) for i in self.plan.step(number))
-        return self._kl(self._ask([self.train[i] for i in rows], EVALUATION + 1, samples=self.setup.rollout.samples))
+        return self._kl(self._ask([self.train[i] for i in rows], EVALUATION + 1, samples=self.setup.rollout.samples, judged=False))
 
     def state(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Stream`; the round under way, if there is one."""
@@ -165,7 +171,8 @@ class Rounds:
 
     def _new(self, number: int) -> Round:
         """Sample, judge, measure, and make what the loss reads."""
-        self._renew()
+        if self.online.anew == "reference" and self.job.reference is not None:
+            self.job.reference.sync(self.job.model, 1.0)
         asked, made = self._sampled(number)
         before = None
         for _ in range(PULLS):
@@ -180,11 +187,15 @@ class Rounds:
         trees = self._learn_from(made, metrics) if groups else []
         self._record(number, groups)
         self._look(number, groups, metrics)
+        if self.online.anew == "policy":  # the answers are the policy's as it had become
+            self._put(self.first)
+            for optimizer in self.job.optimizer.optimizers:
+                optimizer.state.clear()
         return Round(number, trees, metrics)
 
     def _sampled(self, number: int) -> tuple[int, Made]:
         """How many answers were asked for, and those that came with what was measured of them."""
-        self.unjudged = []
+        self.unjudged, self.dropped = [], []
         asked, groups = self._gather(number)
         measured = self._measure(groups) if groups and self._has_to_measure() else []
         return asked, Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
@@ -242,12 +253,17 @@ class Rounds:
         ratios = "advantages" in self.online.gives and (self.per_steps > 1 or self.setup.online.importance_cap is not None)
         held = self.setup.held
         steered = held.target is not None or held.budget is not None or (bool(held.coefficient) and held.place != "loss")
-        watched = self.job.reference is not None and any(watch.needs_kl for watch in self.watch)
+        watched = self._apart and any(watch.needs_kl for watch in self.watch)
         return ratios or steered or watched or self.online.has_critic
+
+    @property
+    def _apart(self) -> bool:
+        """Whether there is a KL to a reference to know: one that is the policy of the round's beginning is no distance away."""
+        return self.job.reference is not None and self.online.anew != "reference"
 
     def _steer(self, made: Made, metrics: dict[str, float], before: float | None) -> None:
         """Move the coefficient, and end the run when it cannot be kept."""
-        found = made.divergence()
+        found = made.divergence() if self._apart else None
         if found is None:
             return
         (kl, error), held = found, self.controller
@@ -263,15 +279,6 @@ class Rounds:
             self.job.penalty.coefficient = held.coefficient
         metrics |= {"objective/kl": kl, "kl/coefficient": held.coefficient}
 
-    def _renew(self) -> None:
-        """What a method sets anew at the start of a round."""
-        if self.online.anew == "reference" and self.job.reference is not None:
-            self.job.reference.sync(self.job.model, 1.0)
-        if self.online.anew == "policy":
-            self._put(self.first)
-            for optimizer in self.job.optimizer.optimizers:
-                optimizer.state.clear()
-
     # --- sampling and judging
 
     def _gather(self, number: int) -> tuple[int, list[Group]]:
@@ -283,23 +290,25 @@ class Rounds:
             seen.update(rows)
             groups = self._ask([self.train[i] for i in rows], number, draw, samples=samples)
             asked += len(rows) * samples
-            kept += [group for group in groups if not (dynamic and group.flat)]
+            kept += [group for group in groups if not (dynamic and group.undecided)]
+            self.dropped += [group for group in groups if dynamic and group.undecided]
             rest = np.random.default_rng([self.setup.train.seed, number, draw, 1]).permutation(len(self.train))
             rows = [int(i) for i in rest if i not in seen][: wanted - len(kept)]
             if not rows:
                 break
+        self.dropped += kept[wanted:]
         return asked, kept[:wanted]
 
-    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[Group]:
+    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int, judged: bool = True) -> list[Group]:
         """Answers to each prompt, judged; those that could not be are left out, and prompts without any. Every rank answers and judges its
-        share of the prompts, and all hold all answers then.
+        share of the prompts, and all hold all answers then. Without `judged` every answer is worth 0, and nobody is asked.
 
         Raises:
             RewardError: the reward is wrong, or judges nothing.
         """
         ranks = distributed.world_size()
         mine = share(prompts, distributed.rank(), ranks)
-        shares = distributed.together(lambda: self._answered(mine, *stamp, samples=samples) if mine else [])
+        shares = distributed.together(lambda: self._answered(mine, *stamp, samples=samples, judged=judged) if mine else [])
         answered = [shares[i % ranks][i // ranks] for i in range(len(prompts))]
         with_greedy = "greedy" in self.online.arguments
         for found in ([a for answers, _ in answered for a in answers], [g for _, g in answered if g is not None]):
@@ -312,12 +321,14 @@ class Rounds:
         ]
         return [group for group in groups if group.answers and not (with_greedy and math.isnan(group.greedy))]
 
-    def _answered(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[tuple[list[Answer], Answer | None]]:
+    def _answered(self, prompts: Sequence[TokenTree], *stamp: int, samples: int, judged: bool) -> list[tuple[list[Answer], Answer | None]]:
         """Judged answers to each prompt, and the greedy one where the method compares with it."""
         settings = replace(self.setup.rollout, samples=samples, seed=self._seed(*stamp))
         own = samples - 1 if self.online.explores and samples > 1 else samples
         drawn = self.source.sample(prompts, replace(settings, samples=own), self.job.model)
         mine = [[True] * own for _ in prompts]
+        if not judged:
+            return [([Answer(sample, Verdict(0.0)) for sample in row], Answer(row[0], Verdict(0.0))) for row in drawn]
         if own < samples and self.job.reference is not None:
             with self.job.reference.sampling() as model:
                 other = self.source.sample(prompts, replace(settings, samples=1, seed=self._seed(*stamp, 1)), model)
@@ -333,7 +344,7 @@ class Rounds:
         rolled = [Rolled(_row(tree), sample) for tree, samples in zip(prompts, drawn, strict=True) for sample in samples]
         try:
             found = self.reward.judge(rolled)
-        except RewardError as error:
+        except PrefoptError as error:
             raise self._kept(error, [(answer.example, answer.sample) for answer in rolled]) from error
         verdicts = iter(found)
         return [
@@ -351,12 +362,12 @@ class Rounds:
         pairs = zip(prompts, answered, strict=True)
         raise self._kept(error, [(_row(prompt), answer.sample) for prompt, (answers, _) in pairs for answer in answers])
 
-    def _kept(self, error: RewardError, answers: Sequence[tuple[Any, Sample]]) -> RewardError:
+    def _kept(self, error: PrefoptError, answers: Sequence[tuple[Any, Sample]]) -> PrefoptError:
         """The error, with the place where answers that would be lost are kept."""
         path = self.out / "rollouts" / f"unjudged{f'-{distributed.rank()}' if distributed.rank() else ''}.jsonl"
         _write(path, ({"prompt": plain(row.prompt), "completion": sample.text} for row, sample in answers))
         fix = " ".join(part for part in (error.fix, f"(the answers are kept in {path})") if part)
-        return RewardError(error.what, where=error.where, fix=fix)
+        return type(error)(error.what, where=error.where, fix=fix)
 
     def _seed(self, *stamp: int) -> int:
         """Of the samples of one call, whatever was sampled before."""
@@ -387,7 +398,9 @@ class Rounds:
         self.job.version += 1
 
     def _record(self, number: int, groups: Sequence[Group]) -> None:
-        """Every judged answer of the round, for people and for later training: a ranking of scored completions a line."""
+        """Every judged answer of the round, for people and for later training: a ranking of scored completions a line; those that others
+        replaced, because nothing is learned from them, stand last.
+        """
         if distributed.rank():
             return
         rows = (
@@ -399,7 +412,7 @@ class Rounds:
                 "finished": [answer.sample.finished for answer in group.answers],
                 "where": group.prompt.where,
             }
-            for group in groups
+            for group in (*groups, *self.dropped)
         )
         _write(self.out / "rollouts" / f"round-{number + 1:06d}.jsonl", rows)
         if self.unjudged:

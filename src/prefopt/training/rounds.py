@@ -37,6 +37,11 @@ class Answer:
         """Its reward; nan where it could not be judged."""
         return float("nan") if self.verdict.value is None else self.verdict.value
 
+    @property
+    def earned(self) -> float:
+        """Its reward before any penalty."""
+        return self.score if self.verdict.earned is None else self.verdict.earned
+
 
 @dataclass(frozen=True)
 class Group:
@@ -50,6 +55,11 @@ class Group:
     def flat(self) -> bool:
         """Whether all answers got the same reward."""
         return len({answer.score for answer in self.answers}) <= 1
+
+    @property
+    def undecided(self) -> bool:
+        """Whether no answer earned more than another, penalties aside: what dynamic sampling replaces (DAPO asks which are correct)."""
+        return len({answer.earned for answer in self.answers}) <= 1
 
 
 @dataclass
@@ -144,11 +154,12 @@ class Made:
         return torch.zeros(len(self.lengths), dtype=torch.float64).index_add(0, self.sequence, self.tokens("kl"))
 
     def divergence(self) -> tuple[float, float] | None:
-        """KL of answers and its standard error, answers to one prompt going together; the error is 0 where one prompt leaves it unknown."""
+        """KL of the policy's own answers and its standard error, by prompts; the error is 0 where one prompt leaves it unknown."""
         kl_S = self.divergence_of_answers()
         if kl_S is None:
             return None
-        found = clustered_mean(kl_S.numpy(), self.group.tolist())
+        own = torch.tensor([answer.own for group in self.groups for answer in group.answers])
+        found = clustered_mean(kl_S[own].numpy(), self.group[own].tolist())
         return found.value, 0.0 if math.isnan(found.std_error) else found.std_error
 
     def columns(self, online: Online) -> dict[str, Any]:

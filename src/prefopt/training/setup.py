@@ -33,7 +33,7 @@ from prefopt.settings import (
     TrainSettings,
 )
 from prefopt.training import distributed, shard
-from prefopt.training.checks import check_online, check_shard
+from prefopt.training.checks import check_heads, check_online, check_shard
 from prefopt.training.critic import build_critic
 from prefopt.training.job import Job, Penalty
 from prefopt.training.lora import add_adapter
@@ -60,6 +60,8 @@ class Setup:
     online: OnlineSettings = field(default_factory=OnlineSettings)
     kl: KLSettings = field(default_factory=KLSettings)
     critic: CriticSettings = field(default_factory=CriticSettings)
+    watched: bool = False
+    """Whether somebody beside the loss asks how far the policy is from the reference."""
 
     @property
     def row(self) -> Method:
@@ -89,11 +91,13 @@ class Setup:
         """Whether there is a reference policy."""
         if self.row.online is None:
             return self.row.needs_reference
-        return any(column.startswith("ref") for column in self.row.needs) or bool(self.held.coefficient) or self.row.online.explores
+        read = any(column.startswith("ref") for column in self.row.needs)
+        return read or self.watched or bool(self.held.coefficient) or self.row.online.explores
 
     def round_size(self, rows: int) -> tuple[int, int]:
         """Prompts of a round, and optimizer steps of one pass over it, of a method that samples."""
-        prompts = min(self.online.prompts or self.train.batch_size, rows)
+        whole = self.row.online is not None and self.row.online.anew == "policy"
+        prompts = min(self.online.prompts or (rows if whole else self.train.batch_size), rows)
         return prompts, math.ceil(prompts / self.train.batch_size)
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -119,10 +123,7 @@ class Setup:
         METHODS[self.method].check_options(self.options, self.mix)
         if self.row.data == "judgements" and self.pairs != "all":
             raise OptionError(f"{self.method} learns from every pair, ties among them", where="data.pairs", fix="leave data.pairs out")
-        if self.heads.attributes and self.heads.count > 1:
-            raise OptionError("heads are either members of an ensemble or attributes", where="heads.count", fix="leave one of them out")
-        if self.heads != HeadSettings() and self.row.reads != "scores":
-            raise OptionError(f"{self.method} trains no reward model", where="heads", fix="leave the heads options out")
+        check_heads(self)
         asked = self.reference != ReferenceSettings()
         if asked and not self.needs_reference:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")

@@ -21,6 +21,11 @@ class Stream(Protocol):
         """Why the run has to end before its last step; "" while it may go on."""
         ...
 
+    @property
+    def restarts(self) -> int:
+        """Steps after which the learning rate's schedule begins anew, because the weights do; 0 for never."""
+        ...
+
     def step(self, step: int) -> list[TokenTree]:
         """The trees of optimizer step `step` (0-based); none where there is nothing to learn from."""
         ...
@@ -50,6 +55,7 @@ class Rows:
     """The rows of a data set in a planned order."""
 
     ended = ""
+    restarts = 0
 
     def __init__(self, job: Job, train: Sequence[TokenTree], heldout: Sequence[TokenTree], plan: Plan) -> None:
         self.job, self.train, self.heldout, self.plan = job, train, heldout, plan

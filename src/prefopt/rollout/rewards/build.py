@@ -22,6 +22,10 @@ def build(settings: RewardSettings, *, max_new_tokens: int | None = None) -> Sum
     if not makers:
         fix = "name one: reward.model, reward.function, reward.url or reward.verifier"
         raise OptionError("nothing rates the answers", where="reward", fix=fix)
+    unread = {"overlong_limit": ("overlong_buffer", settings.overlong_buffer), "answer": ("verifier=math", "math" in makers)}
+    for name, (reader, there) in unread.items():
+        if getattr(settings, name) is not None and not there:
+            raise OptionError(f"read by reward.{reader} alone", where=f"reward.{name}", fix="set that too, or leave it out")
     for name in settings.weights:
         if name not in makers:
             raise OptionError("a weight for a source that is not named", where=f"reward.weights.{name}", fix=did_you_mean(name, makers))

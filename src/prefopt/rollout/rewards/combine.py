@@ -59,10 +59,11 @@ class Sum:
             else:
                 parts[name] = weight * verdict.value
                 total += parts[name]
+        earned = total
         for name, penalty in self.penalties.items():
             parts[name] = 0.0 - penalty(answer)
             total += parts[name]
-        return Verdict(total if judged else None, parts, "; ".join(notes))
+        return Verdict(total if judged else None, parts, "; ".join(notes), earned if self.penalties else None)
 
 
 def length_penalty(per_token: float) -> Penalty:

@@ -9,7 +9,7 @@ from typing import Any
 from prefopt.errors import RewardError
 from prefopt.rollout.policy import load
 from prefopt.rollout.rewards.protocol import Rolled, Verdict
-from prefopt.types import Example, as_answer
+from prefopt.types import Completion, Example, as_answer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class ModelReward:
     def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
         """The score of each answer, its stop token included where it has one."""
         prompts = [answer.example.prompt for answer in rolled]
-        answers = [as_answer(answer.example.prompt, answer.sample.text) for answer in rolled]
+        answers = [
+            Completion(content=as_answer(answer.example.prompt, answer.sample.text), ended=answer.sample.finished) for answer in rolled
+        ]
         return [Verdict(float(value)) for value in self.model.score(prompts, answers)]
 
 

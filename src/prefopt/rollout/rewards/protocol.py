@@ -28,11 +28,13 @@ class Verdict:
         value: its reward; None where it could not be judged, and then the answer must be left out and counted, never taken as 0.
         parts: what the value is made of, by the name of the source or penalty; each already times its weight.
         note: why it could not be judged, or what a verifier found ("expected 18, found 17").
+        earned: what it is worth before any penalty; None where there are none.
     """
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    earned: float | None = None
 
 
 class Reward(Protocol):

@@ -155,7 +155,7 @@ def followed(example: Example, text: str) -> list[bool]:
     for name, arguments in instructions(example):
         try:
             found.append(bool(text.strip()) and bool(CHECKS[name](text, **arguments)))
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise DataError(f"the arguments of {name} do not fit: {error}", where=example.where, fix="see the published prompts") from None
     return found
 
@@ -183,7 +183,7 @@ class InstructionReward:
             DataError: one has not.
         """
         for example in examples:
-            instructions(example)
+            followed(example, "one answer, to try the arguments on")
 
     def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
         """One verdict an answer; the note names what it does not follow."""
