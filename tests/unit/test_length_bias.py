@@ -24,7 +24,8 @@ def equally_good(seed: int) -> tuple[list, list[str], list[str]]:
     """Requests, and for each two drafts of equal gold reward and different length, the longer mostly first."""
     rng = np.random.default_rng(seed)
     world, requests, long, short = World(0), [], [], []
-    for request in world.requests(REQUESTS, seed=seed, split="heldout"):
+    drawn = world.requests(REQUESTS, seed=seed, split="heldout")
+    for request in {str(request.prompt): request for request in drawn}.values():
         drafts = {draft: world.gold(request.meta, draft) for draft in (world.draft(request, rng) for _ in range(DRAFTS))}
         pairs = [(a, b) for a in drafts for b in drafts if drafts[a] == drafts[b] and len(a) > len(b) + 8]
         if pairs:
