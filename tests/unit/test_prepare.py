@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefopt.data.check import check
-from prefopt.data.preflight import FITS
+from prefopt.data.preflight import FITS, SEEN_PROMPT
 from prefopt.errors import DataError
 from prefopt.losses.methods import METHODS
 from prefopt.pack.prepare import Prepared, prepare
@@ -387,3 +387,15 @@ def test_check_shows_ten_problems_and_counts_all(make: Maker) -> None:
     found = check(make.write([pair(), *[pair(chosen=None)] * 30]))
     assert (found.failed, len(found.problems)) == (30, 10)
     assert "30 that cannot be used; the first 10:" in found.table()
+
+
+def test_whole_raters_can_be_held_out(renderer: Renderer, tmp_path: Path) -> None:
+    """A group that names the rater parts the rows by people, and says which prompts both sides have."""
+    raters = [f"rater {i % 5}" for i in range(100)]
+    rows = [{"prompt": f"q{i // 5}", "chosen": "yes!", "rejected": "no", "group": who, "source": who} for i, who in enumerate(raters)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = prepare(DataSettings(path=str(path), eval_fraction=0.4), renderer, data="pairs", max_length=64, seed=0)
+    train, heldout = ({tree.source for tree in trees} for trees in (found.train, found.heldout))
+    assert (len(train), len(heldout), train & heldout) == (3, 2, set())
+    assert found.preflight.facts[SEEN_PROMPT].count == len(found.heldout) == 40
