@@ -12,10 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.errors import ModelError, TrainingError
 from prefopt.model import room
 from prefopt.model.load import load_causal
-from prefopt.settings import ModelSettings, TrainSettings
+from prefopt.settings import CriticSettings, ModelSettings, TrainSettings
 from prefopt.training.memory import Load, advice, explain_oom, is_oom, load_of, require, ways_out
 from prefopt.training.optim import Optimizer
+from prefopt.training.rounds import stand_in
+from prefopt.training.setup import Setup, fitting_load
 from tests.tiny import tiny_model
+from tests.worlds import language_model, rollout, rows_for
 
 BIG = Load(
     stored=4 * 10**9,
@@ -46,11 +49,25 @@ def test_parts_by_hand() -> None:
         "gradients": 4,
         "optimizer": 8,
         "reference": 4,
+        "critic": 0,
     }
     assert parts["activations"] == 4 * 16 * 16384 * (10 * 2048 + 3 * 8192)
     bf16 = replace(BIG, precision="bf16").parts()
     assert [bf16[name] / 1e9 for name in ("weights", "masters", "gradients", "optimizer", "reference")] == [2, 4, 6, 8, 2]
     assert bf16["activations"] * 2 == parts["activations"]
+    assert replace(BIG, critic=10**9).parts()["critic"] == 16 * 10**9 + parts["activations"]
+    assert replace(BIG, critic=10**9, precision="bf16").parts()["critic"] == 20 * 10**9 + bf16["activations"]
+    assert any(way.option == "critic.shared=true" for way in ways_out(replace(BIG, critic=10**9), 10**9))
+
+
+def test_a_critic_is_counted_before_the_run() -> None:
+    model = language_model("ppo")
+    trees = [stand_in(tree) for tree in rows_for("ppo", 8)]
+    setup = Setup(method="ppo", rollout=rollout("ppo"))
+    whole = fitting_load(setup, model, trees, "fp32")
+    shared = fitting_load(replace(setup, critic=CriticSettings(shared=True)), model, trees, "fp32")
+    assert whole.critic == sum(p.numel() for p in model.model.base_model.parameters())
+    assert shared.critic == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -4,6 +4,7 @@
     gradients    4 bytes a trained parameter (6 in bf16)    optimizer   8 bytes (AdamW), about 4 (Muon)
     activations  positions * layers * (10 width + 3 feed-forward) numbers
     reference    a second copy of the weights
+    critic       a trunk of its own, its gradients, optimizer and activations
 
 The count of activations was measured on the packed path: Llama keeps 12.3 width + 3 feed-forward numbers per position and layer for
 the backward pass (14.9 and 4 in bf16 by transformers' own norms and MLP), GPT-2 9.8 and 5. With checkpointing a layer keeps its input
@@ -45,6 +46,8 @@ class Load:
     optimizer: str = "adamw"
     reference: int = 0
     """Parameters of a reference that stays in memory: 0 for none, for a cached one and for an adapter switched off."""
+    critic: int = 0
+    """Parameters of a critic with a trunk of its own, of the policy's shape."""
     checkpointing: bool = False
     samples: int = 0
     """Sampled answers to a prompt that are compared, and so stay in one tree; 0 where answers are not sampled."""
@@ -57,13 +60,15 @@ class Load:
         number = 2 if bf16 else 4
         layer = number * self.positions * (10 * self.width + 3 * self.feed_forward)
         kept = number * self.positions * self.width * self.layers
+        activations = kept + layer if self.checkpointing else layer * self.layers
         return {
             "weights": self.parameters * 2 if bf16 else self.stored,
             "masters": 4 * self.trained if bf16 else 0,
             "gradients": (6 if bf16 else 4) * self.trained,
             "optimizer": (4 if self.optimizer == "muon" else 8) * self.trained,
-            "activations": kept + layer if self.checkpointing else layer * self.layers,
+            "activations": activations,
             "reference": number * self.reference,
+            "critic": (20 if bf16 else 16) * self.critic + (activations if self.critic else 0),
         }
 
     @property
@@ -166,6 +171,7 @@ def ways_out(load: Load, limit: int) -> list[WayOut]:
         f"train.micro_tokens={fewer}": lambda: replace(load, positions=min(load.positions, fewer)),
         f"rollout.samples={samples}": lambda: _with_samples(load, samples),
         "reference.cache=true": lambda: load if load.answer else replace(load, reference=0),  # sampled answers are in no cache
+        "critic.shared=true": lambda: replace(load, critic=0),
         "model.checkpointing=true": lambda: replace(load, checkpointing=True),
         f"lora.rank={RANK}": lambda: replace(load, trained=min(load.trained, _adapters(load)), reference=0),
         "train.precision=bf16": lambda: replace(load, precision="bf16"),
