@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import permutations
 from math import lcm
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -185,15 +185,16 @@ class Claim:
 class SampledClaim(Claim):
     """The same of a method that samples its own answers: every answer stands for itself, as often as the policy would give it.
 
-    `distance` is a function of `sampled.Everything`. Groups have `size` answers; KL has the coefficient `kl` in the reward.
+    `distance` is a function of `sampled.Everything`. Groups have `size` answers; KL has the coefficient `kl`, and `place` says where.
     """
 
     size: int = 1
     kl: float = 0.0
+    place: Literal["reward", "advantage"] = "reward"
 
     def tried(self, learner: Kind) -> float:
         """Learn from everything there is, and measure the distance."""
-        whole = Everything(METHODS[self.method], self.options, self.learns_from(), learner, size=self.size, kl=self.kl)
+        whole = Everything(METHODS[self.method], self.options, self.learns_from(), learner, size=self.size, kl=self.kl, place=self.place)
         return self.distance(whole)
 
 
@@ -207,10 +208,19 @@ SLOPES = "pi in proportion to the slopes: "
 HALF = {"beta": 0.5}
 
 
-def _gradient(method: str, loss: s.Loss, options: Mapping[str, Any] | None = None, *, size: int = 1, kl: float = 0.0) -> SampledClaim:
+def _gradient(
+    method: str,
+    loss: s.Loss,
+    options: Mapping[str, Any] | None = None,
+    *,
+    size: int = 1,
+    kl: float = 0.0,
+    place: Literal["reward", "advantage"] = "reward",
+) -> SampledClaim:
     """The expected gradient is that of `loss`, whose docstring says what it is."""
     says = f"the gradient of {(loss.__doc__ or '').partition('. ')[0].rstrip('.')}"
-    return SampledClaim(method, says, answered, s.gradient(loss), options or {}, size=size, kl=kl, bound=1e-4)
+    says += ", KL in the advantage" if place == "advantage" else ""
+    return SampledClaim(method, says, answered, s.gradient(loss), options or {}, size=size, kl=kl, place=place, bound=1e-4)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -275,6 +285,7 @@ CLAIMS: tuple[Claim, ...] = (
     _gradient("reinforce_pp_baseline", s.objective, size=2),
     _gradient("remax", s.objective, kl=0.5),
     _gradient("rloo", s.objective, size=2, kl=0.5),
+    _gradient("rloo", s.objective, size=2, kl=0.5, place="advantage"),
     _gradient("ppo", s.objective, {"lam": 1.0}, kl=0.5),
     _gradient("dr_grpo", s.objective, size=2, kl=0.5),
     _gradient("grpo", s.signs_per_token, size=2),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,13 +50,25 @@ class Everything:
         population: the world's completions, laid out once.
         kind: who learns.
         size: answers to a group.
-        kl: coefficient of KL in the reward.
+        kl: coefficient of KL.
+        place: where it is paid, in the reward or the advantage.
     """
 
-    def __init__(self, method: Method, options: Mapping[str, Any], population: Population, kind: Kind, *, size: int, kl: float) -> None:
+    def __init__(
+        self,
+        method: Method,
+        options: Mapping[str, Any],
+        population: Population,
+        kind: Kind,
+        *,
+        size: int,
+        kl: float,
+        place: Literal["reward", "advantage"] = "reward",
+    ) -> None:
         assert method.online is not None
         self.method, self.online, self.options = method, method.online, {**method.options, **options}
         self.population, self.world, self.kind, self.size, self.kl = population, population.world, kind, size, kl
+        self.held = KLSettings(place=place)
         self.settings = TrainSettings(schedule="linear", warmup=0.1, grad_clip=0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -111,7 +123,7 @@ class Everything:
                 weights += [weight * len(self.world.completions) ** self.size] * self.size
         measured = measure(self.job, [untold(group) for group in groups])
         measured = [{**part, "old_values": _values(part["old_logps"])} for part in measured]
-        made = Made(groups, measured, self.kl, KLSettings(place="reward"), OnlineSettings())
+        made = Made(groups, measured, self.kl, self.held, OnlineSettings())
         found = self.online(made.columns(self.online), self.options)
         signals = made.signals(found, whitened=False)
         weighed = [
