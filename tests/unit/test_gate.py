@@ -42,9 +42,9 @@ def decided(rows: list[Figure], *rules: GateRule, **settings: Any) -> Outcome:
     return judge(placed, GateSettings(**settings), [Evidence("evaluate", "dpo", "sft", rows)])
 
 
-def write_run(folder: Path, rows: list[Figure], stage: str = "evaluate") -> Path:
+def write_run(folder: Path, rows: list[Figure], stage: str = "evaluate", **notes: Any) -> Path:
     (folder / stage).mkdir(parents=True, exist_ok=True)
-    found = {"suite": "truth", "model": "dpo", "baseline": "sft", "n": 1, "rows": [to_json(row) for row in rows]}
+    found = {"suite": "truth", "model": "dpo", "baseline": "sft", "n": 1, **notes, "rows": [to_json(row) for row in rows]}
     (folder / stage / "evaluation.json").write_text(json.dumps(found))
     return folder
 
@@ -233,6 +233,25 @@ def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"'frist'\n.*'first'"):
         stages.gate(single({"kind": "gate", "stages": ["frist"]}, []), tmp_path / "gate", context)
     assert run(["gate", str(tmp_path / "first"), "--policy", str(policy)]) == 0
+
+
+def test_rows_that_trained_the_model_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    for won in (300, 100):
+        place = write_run(tmp_path / str(won), [wins(won, 400 - won)], rows_seen_in_training_kept=12)
+        assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 3
+        found = json.loads((place / "gate.json").read_text())["rules"][0]
+        assert (found["status"], found["needed"], found["estimate"]["value"]) == ("INCONCLUSIVE", None, won / 400)
+        assert "12 of the rows trained the models (seen=keep)" in capsys.readouterr().out
+
+
+def test_a_model_of_unknown_training_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    place = write_run(tmp_path / "run", [wins(300, 100)], training_unknown="dpo: no record of what trained it")
+    assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 0
+    said = "evaluate: whether its rows trained the models is not known: dpo: no record of what trained it"
+    assert f"note: {said}" in capsys.readouterr().out
+    assert said in json.loads((place / "gate.json").read_text())["notes"]
 
 
 def simulated(rate: float, runs: int, n: int = 400) -> float:

@@ -181,7 +181,7 @@ class Bench:
             DataError: there are such rows, and `seen` is "error".
         """
         notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
-        notes |= {"training_unknown": "; ".join(self.training.unknown)} if self.training.unknown else {}
+        notes |= {guard.UNKNOWN: "; ".join(self.training.unknown)} if self.training.unknown else {}
         if not self.training.files:
             return notes
         found = guard.seen(self.rows, self.training.rows())
@@ -194,7 +194,7 @@ class Bench:
             places = {hit.where for hit in found}
             self.trees = [tree for tree in self.trees if tree.where not in places]
             self.rows = [row for row in self.rows if row.where not in places]
-        return {**notes, f"rows_seen_in_training_{'dropped' if self.seen == 'drop' else 'kept'}": len(found)}
+        return {**notes, guard.DROPPED if self.seen == "drop" else guard.KEPT: len(found)}
 
     @cached_property
     def can_answer(self) -> bool:

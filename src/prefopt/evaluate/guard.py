@@ -25,6 +25,8 @@ COMMON = 10
 NAMED = 4
 """Rows an error names; all of them are in seen.jsonl."""
 FILE = "seen.jsonl"
+KEPT, DROPPED, UNKNOWN = "rows_seen_in_training_kept", "rows_seen_in_training_dropped", "training_unknown"
+"""What evaluation.json says of the rows that were seen, and of models whose training is not known."""
 _WORD = re.compile(r"\w+")
 
 

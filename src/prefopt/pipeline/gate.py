@@ -16,6 +16,7 @@ from typing import Any
 import prefopt
 from prefopt.errors import DataError, OptionError, did_you_mean
 from prefopt.evaluate.gate import Evidence, Finding, Outcome, Placed, judge
+from prefopt.evaluate.guard import KEPT, UNKNOWN
 from prefopt.evaluate.rows import read as read_rows
 from prefopt.pipeline import record
 from prefopt.pipeline.check import check
@@ -108,7 +109,9 @@ def _evidence(file: Path) -> Evidence:
     model, baseline = found.get("model"), found.get("baseline")
     if not isinstance(model, str):
         raise DataError("does not say whose evaluation it is (model)", where=str(file), fix="evaluate again")
-    return Evidence(file.resolve().parent.name, model, baseline if isinstance(baseline, str) else "", rows)
+    baseline, kept = baseline if isinstance(baseline, str) else "", int(found.get(KEPT) or 0)
+    notes = (f"whether its rows trained the models is not known: {found[UNKNOWN]}",) if found.get(UNKNOWN) else ()
+    return Evidence(file.resolve().parent.name, model, baseline, rows, kept, notes)
 
 
 def _models(file: Path) -> Iterator[tuple[str, str]]:
@@ -159,6 +162,7 @@ def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], be
         "confidence": policy.settings.confidence,
         "correction": "Holm",
         "rules": [_rule_json(finding) for finding in outcome.findings],
+        "notes": list(outcome.notes),
         "inputs": {_relative(file, beside): record.digest_path(file) for file in found},
         "models": models,
         "model_sha256": sorted({row.model_sha256 for row in outcome.used if row.model_sha256}),
@@ -217,11 +221,12 @@ def verdicts(run: Path) -> list[Path]:
 
 
 def lines(outcome: Outcome) -> list[str]:
-    """The verdict as text: one line for the gate, one for each rule."""
+    """The verdict as text: one line for the gate, one for each rule and one for each note."""
     held, asked = (sum(f.status in wanted for f in outcome.findings) for wanted in (("PASS",), ("PASS", "FAIL", "INCONCLUSIVE")))
     head = f"{outcome.verdict}: {held} of {asked} rules hold"
     width = max(len(f.title) for f in outcome.findings)
-    return [head, *(f"  {f.status:<12}  {f.title:<{width}}  {_told(f)}".rstrip() for f in outcome.findings)]
+    rules = [f"  {f.status:<12}  {f.title:<{width}}  {_told(f)}".rstrip() for f in outcome.findings]
+    return [head, *rules, *(f"  note: {note}" for note in outcome.notes)]
 
 
 def _told(finding: Finding) -> str:

@@ -24,12 +24,13 @@ class Rule(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A verdict; `stale` where what it rests on has changed since."""
+    """A verdict; `stale` where what it rests on has changed since, `notes` what it says of its evaluations."""
 
     verdict: str
     tone: str
     rules: tuple[Rule, ...]
     stale: bool
+    notes: tuple[str, ...]
 
 
 def gate(run: Run) -> Gate | None:
@@ -38,7 +39,8 @@ def gate(run: Run) -> Gate | None:
     if not verdict:
         return None
     told = next((found for name in ("rules", "findings") if (found := [r for r in items(run.gate.get(name)) if isinstance(r, dict)])), [])
-    return Gate(verdict, TONES.get(verdict, "open"), tuple(_rule(found) for found in told), _stale(run))
+    notes = tuple(str(note) for note in items(run.gate.get("notes")))
+    return Gate(verdict, TONES.get(verdict, "open"), tuple(_rule(found) for found in told), _stale(run), notes)
 
 
 def _rule(found: Json) -> Rule:
