@@ -17,6 +17,7 @@ from prefopt.evaluate.rows import Figure, figure, to_json
 from prefopt.pipeline import gate as gates
 from prefopt.pipeline import stages
 from prefopt.pipeline.recipe import single
+from prefopt.pipeline.record import digest_path
 from prefopt.pipeline.run import Context
 from prefopt.settings import GateRule, GateSettings
 from prefopt.stats import clustered_mean, score_rate
@@ -252,6 +253,40 @@ def test_a_model_of_unknown_training_is_told(tmp_path: Path, capsys: pytest.Capt
     said = "evaluate: whether its rows trained the models is not known: dpo: no record of what trained it"
     assert f"note: {said}" in capsys.readouterr().out
     assert said in json.loads((place / "gate.json").read_text())["notes"]
+
+
+def with_model(folder: Path, recorded: str | None = None) -> Path:
+    """A run whose evaluation opened `model` in the run's folder and a model of the hub."""
+    write_run(folder, [wins(300, 100)])
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    models = {recorded or "../model": digest_path(folder / "model"), "org/name": "hub:org/name"}
+    (folder / "evaluate" / "record.json").write_text(json.dumps({"models": models}))
+    return folder
+
+
+@pytest.mark.parametrize("recorded", [None, "run/model"])  # the second as older records have it, relative to where it was run
+def test_a_model_that_changed_is_refused_from_any_folder(recorded: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, policy = with_model(tmp_path / "run", recorded), gates.parse_policy(WIN, "gate.yaml")
+    monkeypatch.chdir(tmp_path)
+    if recorded is None:
+        place = place.rename(tmp_path / "moved")
+        monkeypatch.chdir(place / "evaluate")
+    assert gates.decide(place, policy).notes == ()
+    (place / "model" / "config.json").write_text("{ }")
+    with pytest.raises(DataError, match="has changed since it was evaluated"):
+        gates.decide(place, policy)
+
+
+def test_a_model_that_is_gone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = with_model(tmp_path / "run")
+    (tmp_path / "gate.yaml").write_text(WIN)
+    (place / "model").rename(place / "elsewhere")
+    assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 0
+    assert "note: evaluate: the model ../model is not where it was" in capsys.readouterr().out
+    assert "../model is not where it was" in json.loads((place / "gate.json").read_text())["notes"][0]
+    (place / "evaluate" / "record.json").unlink()
+    assert "no record of the models it opened" in gates.decide(place, gates.parse_policy(WIN, "gate.yaml")).notes[0]
 
 
 def simulated(rate: float, runs: int, n: int = 400) -> float:

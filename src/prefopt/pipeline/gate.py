@@ -7,7 +7,6 @@ of them changes the verdict no longer holds, and `changed` names what did.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -110,16 +109,33 @@ def _evidence(file: Path) -> Evidence:
     if not isinstance(model, str):
         raise DataError("does not say whose evaluation it is (model)", where=str(file), fix="evaluate again")
     baseline, kept = baseline if isinstance(baseline, str) else "", int(found.get(KEPT) or 0)
-    notes = (f"whether its rows trained the models is not known: {found[UNKNOWN]}",) if found.get(UNKNOWN) else ()
-    return Evidence(file.resolve().parent.name, model, baseline, rows, kept, notes)
+    return Evidence(file.resolve().parent.name, model, baseline, rows, kept, tuple(_notes(file, found)))
 
 
-def _models(file: Path) -> Iterator[tuple[str, str]]:
-    """(path, hash at the time) of the models an evaluation opened, where its record tells."""
+def _notes(file: Path, found: Mapping[str, Any]) -> Iterator[str]:
+    """What an evaluation leaves open: how its models were trained, and whether they are still the same."""
+    if found.get(UNKNOWN):
+        yield f"whether its rows trained the models is not known: {found[UNKNOWN]}"
+    models = _models(file)
+    if models is None:
+        yield "no record of the models it opened, so whether they have changed is not known"
+    for name, place, _ in models or ():
+        if place is None:
+            yield f"the model {name} is not where it was, so whether it has changed is not known"
+
+
+def _models(file: Path) -> list[tuple[str, Path | None, str]] | None:
+    """(name, place where it is there, hash at the time) of the models on this disk that an evaluation opened; None without a record.
+
+    Paths are relative to the evaluation; those of older records to the folder it was started in.
+    """
     entry = record.read_json(file.parent / "record.json")
-    for path, digest in (entry.get("models") or {}).items() if isinstance(entry, dict) else ():
-        if isinstance(digest, str) and Path(path).exists():
-            yield path, digest
+    models = entry.get("models") if isinstance(entry, dict) else None
+    if not isinstance(models, dict) or not models:
+        return None
+    local = [(path, digest) for path, digest in models.items() if isinstance(digest, str) and not digest.startswith(record.HUB)]
+    places = [(path, digest, [place for place in (file.parent / path, Path(path)) if place.exists()]) for path, digest in local]
+    return [(record.relative(file.parent / path, file.parent), found[0] if found else None, digest) for path, digest, found in places]
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------------
@@ -139,9 +155,9 @@ def decide(run: Path, policy: Policy, *, names: Sequence[str] | None = None, wri
     """
     found = evaluations(run, names)
     for file in found:
-        for path, digest in _models(file):
-            if record.digest_path(path) != digest:
-                what = f"the model {path} has changed since it was evaluated"
+        for name, place, digest in _models(file) or ():
+            if place is not None and record.digest_path(place) != digest:
+                what = f"the model {name} has changed since it was evaluated"
                 raise DataError(what, where=str(file), fix="evaluate it again: delete this stage's folder and run once more")
     outcome = judge(policy.rules, policy.settings, list(found.values()))
     if write is not None:
@@ -152,8 +168,8 @@ def decide(run: Path, policy: Policy, *, names: Sequence[str] | None = None, wri
 
 def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], beside: Path) -> dict[str, Any]:
     """What gate.json holds; paths are relative to the folder it lies in, so that a run can be moved and tells nothing of the machine."""
-    models = {_relative(Path(path), beside): digest for file in found for path, digest in _models(file)}
-    name = _relative(Path(policy.name), beside) if Path(policy.name).is_file() else policy.name
+    models = {record.relative(place, beside): digest for file in found for _, place, digest in _models(file) or () if place is not None}
+    name = record.relative(Path(policy.name), beside) if Path(policy.name).is_file() else policy.name
     return {
         "verdict": outcome.verdict,
         "decided": record.now(),
@@ -163,15 +179,11 @@ def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], be
         "correction": "Holm",
         "rules": [_rule_json(finding) for finding in outcome.findings],
         "notes": list(outcome.notes),
-        "inputs": {_relative(file, beside): record.digest_path(file) for file in found},
+        "inputs": {record.relative(file, beside): record.digest_path(file) for file in found},
         "models": models,
         "model_sha256": sorted({row.model_sha256 for row in outcome.used if row.model_sha256}),
         "data_sha256": sorted({row.data_sha256 for row in outcome.used if row.data_sha256}),
     }
-
-
-def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
 def _rule_json(finding: Finding) -> dict[str, Any]:
@@ -200,7 +212,7 @@ def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
     places = {name: verdict.parent / name for name in hashes}
     moved = [name for name, place in places.items() if not place.exists() or record.digest_path(place) != hashes[name]]
     known = {file.resolve() for file in verdict.parent.glob("*/evaluation.json")}
-    new = sorted(_relative(file, verdict.parent) for file in known - {place.resolve() for place in places.values()})
+    new = sorted(record.relative(file, verdict.parent) for file in known - {place.resolve() for place in places.values()})
     own = found["policy"].get("sha256")
     if own != record.digest(str(found["policy"].get("text"))) or (policy is not None and own != record.digest(policy.text)):
         moved.append(policy.name if policy else "its own policy text")

@@ -284,7 +284,8 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         shots=options.shots,
         formats=options.formats,
     )
-    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256, "models": {s.path: s.sha256 for s in subjects}}
+    models = {s.path if s.sha256.startswith(record.HUB) else record.relative(Path(s.path), folder): s.sha256 for s in subjects}
+    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256, "models": models}
     return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))
 
 
