@@ -32,11 +32,14 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Training:
-    """What trained the models of an evaluation: `rows` reads it anew, `files` names it, `unknown` says what could not be found out."""
+    """What trained the models of an evaluation: `rows` reads it anew, `files` names it, `unknown` says what could not be found out.
+
+    Files that prove unreadable are added to `unknown` while `rows` is read.
+    """
 
     rows: Callable[[], Iterable[Example]] = tuple
     files: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
+    unknown: Sequence[str] = ()
 
 
 class Seen(NamedTuple):
