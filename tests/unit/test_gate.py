@@ -219,6 +219,18 @@ def test_the_stage_reads_the_evaluations_before_it(tmp_path: Path) -> None:
     assert [Path(name).parent.name for name in found["inputs"]] == ["evaluate"]
 
 
+@pytest.mark.parametrize(("named", "new"), [([], ["../later/evaluation.json"]), (["evaluate"], [])])
+def test_a_new_evaluation_ends_a_stages_verdict_unless_it_names_what_it_reads(named: list[str], new: list[str], tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    write_run(tmp_path, [wins(300, 100)])
+    (tmp_path / "gate").mkdir()
+    stage = single({"kind": "gate", "policy": str(tmp_path / "gate.yaml"), "stages": named}, [])
+    stages.gate(stage, tmp_path / "gate", Context(tmp_path, ("evaluate",)))
+    assert gates.changed(tmp_path / "gate" / "gate.json") == []
+    write_run(tmp_path, [wins(1, 399)], stage="later")
+    assert gates.changed(tmp_path / "gate" / "gate.json") == new
+
+
 def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     policy = tmp_path / "gate.yaml"
     policy.write_text(WIN)

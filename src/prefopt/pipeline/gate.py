@@ -91,16 +91,17 @@ def evaluations(run: Path, names: Sequence[str] | None = None) -> dict[Path, Evi
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    if run.is_file():
-        files = [run]
-    else:
-        here = run / "evaluation.json"
-        files = [here] if here.is_file() else sorted(run.glob("*/evaluation.json"))
-    files = [file for file in files if names is None or file.parent.name in names]
+    files = _files(run, names)
     if not files:
         what = "no such folder" if not run.exists() else "holds no evaluation (evaluation.json)"
         raise DataError(what, where=str(run), fix="give the folder of a run with an evaluate stage, or run `prefopt evaluate`")
     return {file: _evidence(file) for file in files}
+
+
+def _files(run: Path, names: Sequence[str] | None) -> list[Path]:
+    here = run if run.is_file() else run / "evaluation.json"
+    files = [here] if here.is_file() else sorted(run.glob("*/evaluation.json"))
+    return [file for file in files if names is None or file.parent.name in names]
 
 
 def _evidence(file: Path) -> Evidence:
@@ -141,19 +142,22 @@ def _models(file: Path) -> list[tuple[str, Path | None, str]] | None:
 # --- verdicts -------------------------------------------------------------------------------------------------------------
 
 
-def decide(run: Path, policy: Policy, *, names: Sequence[str] | None = None, write: Path | None = None) -> Outcome:
+def decide(
+    run: Path, policy: Policy, *, names: Sequence[str] | None = None, before: Sequence[str] | None = None, write: Path | None = None
+) -> Outcome:
     """Hold a run's evaluations to a policy.
 
     Args:
         run: as in `evaluations`.
         policy: the rules.
-        names: only the evaluations of these stages.
+        names: only the evaluations of these stages; others that appear later are no matter.
+        before: the stages that were run before, where no names are given.
         write: where to write the verdict (gate.json).
 
     Raises:
         DataError: as in `evaluations` and `judge`, or a model that has changed since it was evaluated.
     """
-    found = evaluations(run, names)
+    found = evaluations(run, names or before)
     for file in found:
         for name, place, digest in _models(file) or ():
             if place is not None and record.digest_path(place) != digest:
@@ -162,11 +166,13 @@ def decide(run: Path, policy: Policy, *, names: Sequence[str] | None = None, wri
     outcome = judge(policy.rules, policy.settings, list(found.values()))
     if write is not None:
         with record.writing(write):
-            record.write_json(write, to_json(outcome, policy, found, write.parent))
+            record.write_json(write, to_json(outcome, policy, found, write.parent, run, names))
     return outcome
 
 
-def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], beside: Path) -> dict[str, Any]:
+def to_json(
+    outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], beside: Path, run: Path, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What gate.json holds; paths are relative to the folder it lies in, so that a run can be moved and tells nothing of the machine."""
     models = {record.relative(place, beside): digest for file in found for _, place, digest in _models(file) or () if place is not None}
     name = record.relative(Path(policy.name), beside) if Path(policy.name).is_file() else policy.name
@@ -179,6 +185,8 @@ def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], be
         "correction": "Holm",
         "rules": [_rule_json(finding) for finding in outcome.findings],
         "notes": list(outcome.notes),
+        "run": record.relative(run, beside),
+        "stages": list(names) if names else None,
         "inputs": {record.relative(file, beside): record.digest_path(file) for file in found},
         "models": models,
         "model_sha256": sorted({row.model_sha256 for row in outcome.used if row.model_sha256}),
@@ -206,13 +214,14 @@ def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
         DataError: it is no verdict.
     """
     found = record.read_json(verdict)
-    if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict) or not isinstance(found.get("policy"), dict):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("inputs", "models", "policy")):
         raise DataError("holds no verdict of a gate", where=str(verdict), fix="run `prefopt gate RUN` first")
-    hashes = {**found["inputs"], **(found.get("models") or {})}
+    hashes = {**found["inputs"], **found["models"]}
     places = {name: verdict.parent / name for name in hashes}
     moved = [name for name, place in places.items() if not place.exists() or record.digest_path(place) != hashes[name]]
-    known = {file.resolve() for file in verdict.parent.glob("*/evaluation.json")}
-    new = sorted(record.relative(file, verdict.parent) for file in known - {place.resolve() for place in places.values()})
+    asked = found["stages"] if isinstance(found.get("stages"), list) else None
+    beside = {file.resolve() for file in _files(verdict.parent / str(found.get("run") or "."), asked)}
+    new = sorted(record.relative(file, verdict.parent) for file in beside - {place.resolve() for place in places.values()})
     own = found["policy"].get("sha256")
     if own != record.digest(str(found["policy"].get("text"))) or (policy is not None and own != record.digest(policy.text)):
         moved.append(policy.name if policy else "its own policy text")

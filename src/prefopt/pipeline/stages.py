@@ -298,15 +298,16 @@ def gate(stage: Stage, folder: Path, context: Context) -> Done:
     unknown = next((name for name in names if name not in context.before), None)
     if unknown is not None:
         raise OptionError(f"no stage before it is called '{unknown}'", where="stages", fix=did_you_mean(unknown, context.before))
-    outcome = gates.decide(context.run, policy, names=names or context.before, write=folder / "gate.json")
+    outcome = gates.decide(context.run, policy, names=names, before=context.before, write=folder / "gate.json")
     return Done({"verdict": "gate.json"}, {"verdict": outcome.verdict}, "\n".join(gates.lines(outcome)))
 
 
 def report(stage: Stage, folder: Path, context: Context) -> Done:
     """One HTML page of the run."""
+    from prefopt.pipeline.gate import changed
     from prefopt.report import build
 
-    page = build(context.run)
+    page = build(context.run, changed=changed)
     return Done({"report": str(Path("..") / page.name)}, {}, str(page))
 
 
