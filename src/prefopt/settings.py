@@ -183,6 +183,12 @@ class RolloutSettings:
     """Sequences decoded together."""
     seed: Count = 0
 
+    @property
+    def plain(self) -> bool:
+        """Whether answers are drawn from the model's own distribution, to which KL and importance weights refer."""
+        cut = self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+        return self.temperature == 1 and not (cut or self.regex or self.banned or self.required)
+
 
 Verifier = Literal["math", "ifeval", "code", "gold", "arithmetic"]
 
