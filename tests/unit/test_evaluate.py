@@ -18,7 +18,7 @@ from prefopt.pipeline.kinds import SuiteName
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, TokenTree
 from prefopt.world import World
-from tests.benches import Scripted, bench_of, figures_in, rows_of
+from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
 from tests.worlds import language_model
 
 WORLD = World(0)
@@ -50,6 +50,15 @@ def test_ideal_answers_beat_drafts_by_the_gold_reward(tmp_path: Path) -> None:
     assert found["over_refusal", "dpo", "harmless", ""]["value"] == 0.0
     assert found["refusal", "dpo", "harmful", ""]["value"] == 1.0
     assert "wins" in told
+
+
+def test_the_sign_test_is_of_prompts(tmp_path: Path) -> None:
+    """Eight answers to each of five requests, all won, are five signs."""
+    known = {request.prompt[-1].content: WORLD.ideal(request) for request in REQUESTS[:5]}
+    both = Spoken("dpo", lambda prompt: known[prompt[-1].content]), Spoken("sft", lambda prompt: "No idea.")
+    suites.run("preference", bench_of(tmp_path, *both, rows=rows_of(REQUESTS[:5]), rollout=RolloutSettings(samples=8)))
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["wins"], found["sign_test"]) == (40, pytest.approx(2 * 0.5**5))
 
 
 @pytest.mark.parametrize(
