@@ -114,7 +114,8 @@ class TrainSettings:
     eval_every: Count = 0
     """Steps between evaluations on the held-out split; 0 is only at the end."""
     save_every: Count = 0
-    """Steps between checkpoints; 0 is only when interrupted."""
+    """Steps between checkpoints; 0 is only where a signal (Ctrl-C, SIGTERM), a reward or a server interrupts the run. One that is killed
+    outright, or loses power, goes on from the last checkpoint, if there is one."""
     keep_best: str | None = None
     """A held-out metric ("eval/loss", "eval/rewards/accuracies"): the model of its best evaluation is the one kept."""
     patience: Count = 0

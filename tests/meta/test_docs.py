@@ -18,6 +18,8 @@ from prefopt.losses.explain import explain
 from prefopt.losses.methods import METHODS
 from prefopt.losses.published import PUBLISHED, WITHOUT
 from prefopt.pipeline import recipe
+from prefopt.pipeline.check import hints
+from prefopt.pipeline.kinds import KINDS, SECTIONS
 from prefopt.verify import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,9 +96,9 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
 # --- generated pages ----------------------------------------------------------------------------------------------------
 
 
-def generator() -> ModuleType:
-    """docs/make_methods.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("make_methods", ROOT / "docs" / "make_methods.py")
+def generator(name: str = "make_methods") -> ModuleType:
+    """A script of docs/, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -110,6 +112,16 @@ def test_the_pages_of_methods_are_what_the_code_says() -> None:
     gone = set((ROOT / "docs" / "methods").glob("*.md")) - pages.keys()
     assert not stale, f"run `python docs/make_methods.py` and commit what it writes: {stale}"
     assert not gone, f"pages of methods that are gone: {gone}"
+
+
+def test_the_page_of_settings_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    made = generator("make_settings")
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run `python docs/make_settings.py` and commit what it writes"
+    for section, cls in SECTIONS.items():
+        assert all(f"| `{section}.{key}` |" in made.page() for key in hints(cls))
+    for kind in KINDS.values():
+        assert all(f"| `{key}` |" in made.page() for key in kind.options)
 
 
 @pytest.mark.parametrize("name", METHODS)
