@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from prefopt.data.read import read
+from prefopt.evaluate.suites import GROUPS, SUITES
 from prefopt.losses.explain import explain
 from prefopt.losses.methods import METHODS
 from prefopt.losses.published import PUBLISHED, WITHOUT
@@ -79,6 +80,14 @@ def test_the_sweep_begins_as_the_quickstart_does() -> None:
 
 def test_recipes_of_methods_are_of_methods_that_exist() -> None:
     assert {path.stem for path in (ROOT / "recipes" / "methods").glob("*.yaml")} <= METHODS.keys()
+
+
+def test_the_pages_name_every_kind_and_mark_the_suites_that_are_asked_for() -> None:
+    kinds, suites = ((ROOT / "docs" / f"{page}.md").read_text() for page in ("recipes", "evaluation"))
+    assert set(re.findall(r"`(\w+)`", kinds.partition("(a method, or ")[2].partition(")")[0])) == KINDS.keys()
+    rows = dict(re.findall(r"^\| (\w+)( \(when asked for\))? \| ", suites.partition("| suite |")[2], flags=re.MULTILINE))
+    assert rows.keys() == SUITES.keys()
+    assert {name for name, mark in rows.items() if not mark} == set(GROUPS["default"])
 
 
 @pytest.mark.parametrize("name", METHODS)
