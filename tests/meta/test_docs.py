@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
@@ -148,6 +149,14 @@ def test_the_page_of_a_method_has_its_formula_data_options_and_claims(name: str)
     published = {row[0].strip("| `"): row[3] for row in cells if len(row) == 5 and row[3] not in ("paper", "---", "")}
     assert published == {key: made.marked(words) for key, words in PUBLISHED.get(name, {}).items()}
     assert WITHOUT.get(name, "") in page
+
+
+@pytest.mark.parametrize(("name", "option"), [("reward_ties", "tie_law"), ("reward_graded", "form")])
+def test_a_table_of_formulas_stands_whole_on_its_page(name: str, option: str) -> None:
+    block = generator().page(name, METHODS[name]).partition("## Formula")[2].split("```")[1]
+    choices = get_args(METHODS[name].hints[option])
+    assert choices
+    assert [line.partition(":")[0] for line in block.split("\n") if line.startswith(choices)] == list(choices)
 
 
 def test_the_example_rows_of_the_pages_are_read_as_their_kind(tmp_path: Path) -> None:
