@@ -91,6 +91,15 @@ def test_the_pages_name_every_kind_and_mark_the_suites_that_are_asked_for() -> N
     assert {name for name, mark in rows.items() if not mark} == set(GROUPS["default"])
 
 
+def test_every_public_file_that_is_read_has_its_source_told() -> None:
+    told = set(re.findall(r"^\| `(\w+/\S+)` \| \d+ \| \[", (ROOT / "docs" / "results.md").read_text(), flags=re.MULTILINE))
+    recipes = {name for path in (ROOT / "recipes" / "real").glob("*.yaml") for name in re.findall(r"\bdata/(\w+/\S+)", path.read_text())}
+    parts = re.findall(
+        r'"(agree|arena)" / "(\S+)"', "".join((ROOT / "benchmarks" / f"{b}.py").read_text() for b in ("evidence", "ratings"))
+    )
+    assert recipes | {"/".join(part) for part in parts} == told
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_inherits_the_properties(name: str, covered: dict[str, set[str]]) -> None:
     assert len(covered[name]) >= INHERITED, f"{name} runs only in {sorted(covered[name])}"
