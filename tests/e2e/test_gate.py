@@ -77,6 +77,9 @@ def test_a_verdict_ends_with_what_it_rests_on(models: Path, prefopt: Prefopt, tm
     refused = prefopt("gate", moved / "run", "--check")
     assert refused.code == 1
     assert "changed since are ../../dpo/model" in refused.err
+    anew = prefopt("gate", moved / "run", "--policy", moved / "gate.yaml", "--out", tmp_path / "anew.json")
+    assert anew.code == 2
+    assert "the model ../../dpo/model has changed since it was evaluated" in anew.err
     config.write_text(original)
     assert prefopt("gate", moved / "run", "--check").code == 0
     evaluation = moved / "run" / "evaluate" / "evaluation.json"
