@@ -51,6 +51,7 @@ vllm: $(VLLM)
 
 docs: $(READY) $(DOCS)
 	$(BIN)/python docs/make_methods.py
+	$(BIN)/python docs/make_settings.py
 	.venv-docs/bin/zensical build --clean --strict
 
 .PHONY: lessons

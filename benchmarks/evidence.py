@@ -1,6 +1,6 @@
 """What the statistics and the refusal classifier find in public data and in the world: one line a figure, with its 95% interval.
 
-    python benchmarks/evidence.py [../shared/data] [--only pandalm | llmfao | xstest | length] [--requests 3000]
+    python benchmarks/evidence.py [DATA] [--only pandalm | llmfao | xstest | length] [--requests 3000]
 
 pandalm  Cohen's kappa of each two of three annotators (published: .85, .88, .86)
 llmfao   Krippendorff's alpha of a crowd and what Dawid and Skene's model makes of its members, with the CPU time
@@ -30,6 +30,7 @@ from prefopt.stats import agreement_interval, dawid_skene
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the scripted policies of the tests
 from tests.benches import Spoken, bench_of, figures_in  # noqa: E402
+from tests.real import DATA  # noqa: E402
 from tests.unit import test_length_bias  # noqa: E402
 
 
@@ -94,7 +95,7 @@ PARTS: dict[str, Callable[[Path], Iterator[str]]] = {"pandalm": pandalm, "llmfao
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("data", nargs="?", type=Path, default=DATA, help="the files of docs/results.md: data/, or $PREFOPT_DATA")
     parser.add_argument("--only", choices=list(PARTS))
     parser.add_argument("--requests", type=int, default=test_length_bias.REQUESTS, help="of the world, for length")
     asked = parser.parse_args()

@@ -15,7 +15,10 @@ import numpy as np
 
 from prefopt.stats import bradley_terry, davidson, elo_draws, rao_kupper
 
-DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data" / "arena" / "llmfao_battles.jsonl.gz"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests.real import DATA
+
+DEFAULT = DATA / "arena" / "llmfao_battles.jsonl.gz"
 
 
 def main() -> None:

@@ -121,6 +121,8 @@ def fenced(lines: Iterable[str], language: str = "text") -> list[str]:
 SECTION = re.compile(r"^(Args|Options|Returns|Raises):$")
 CITED = re.compile(r"(?:  |\n)\((?=[A-Z][^()]*\d{4})")
 """Where a formula ends and its source begins."""
+LABELLED = re.compile(r"^\w+: ")
+"""A line of a table of formulas: the value of an option, and the formula that is then meant."""
 
 
 def paragraphs(method: Method) -> tuple[list[str], list[str]]:
@@ -144,7 +146,14 @@ def described(method: Method) -> dict[str, str]:
 
 
 def cited(text: str) -> tuple[str, str]:
-    """A formula and the words after it, whose first bracket is the source; no formula where the paragraph has no such form."""
+    """A formula and the words after it, whose first bracket is the source; no formula where the paragraph has no such form.
+
+    A table of formulas is kept whole, with its sources and what stands before it.
+    """
+    lines = text.split("\n")
+    rows = [number for number, line in enumerate(lines, 1) if LABELLED.match(line)]
+    if len(rows) > 1:
+        return "\n".join(lines[: rows[-1]]), "\n".join(lines[rows[-1] :])
     cut = CITED.search(text)
     if not cut:
         return "", text
@@ -157,8 +166,8 @@ def facts(method: Method) -> list[str]:
     told, pitfalls = paragraphs(method)
     lines = ["## Formula", ""]
     formula, source = cited(told[0]) if told else ("", "")
-    lines += fenced([formula], "{ .text .wrap }") if formula else []
-    lines += [line for text in (source, *told[1:]) for line in (marked(" ".join(text.split())), "")]
+    lines += fenced(formula.split("\n"), "{ .text .wrap }") if formula else []
+    lines += [line for text in (source, *told[1:]) if text for line in (marked(" ".join(text.split())), "")]
     if pitfalls:
         lines += ["## Beware", "", *(marked(text[0].upper() + text[1:]) for text in pitfalls), ""]
     return lines

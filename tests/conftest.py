@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+from tests.real import DATA
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real data sets beside the checkout; tests that need it are skipped without it."""
-    if not SHARED.exists():
-        pytest.skip("the real data sets are not beside this checkout (../shared/data)")
-    return SHARED
+    """The folder of real data sets; tests that need it are skipped without it."""
+    if not DATA.exists():
+        pytest.skip(f"the real data sets (docs/results.md) are neither in {DATA} nor where PREFOPT_DATA says")
+    return DATA

@@ -114,7 +114,8 @@ class TrainSettings:
     eval_every: Count = 0
     """Steps between evaluations on the held-out split; 0 is only at the end."""
     save_every: Count = 0
-    """Steps between checkpoints; 0 is only when interrupted."""
+    """Steps between checkpoints; 0 is only where a signal (Ctrl-C, SIGTERM), a reward or a server interrupts the run. One that is killed
+    outright, or loses power, goes on from the last checkpoint, if there is one."""
     keep_best: str | None = None
     """A held-out metric ("eval/loss", "eval/rewards/accuracies"): the model of its best evaluation is the one kept."""
     patience: Count = 0
@@ -182,6 +183,12 @@ class RolloutSettings:
     batch_size: Size = 64
     """Sequences decoded together."""
     seed: Count = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether answers are drawn from the model's own distribution, to which KL and importance weights refer."""
+        cut = self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+        return self.temperature == 1 and not (cut or self.regex or self.banned or self.required)
 
 
 Verifier = Literal["math", "ifeval", "code", "gold", "arithmetic"]

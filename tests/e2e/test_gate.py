@@ -14,9 +14,9 @@ from tests.e2e.conftest import Prefopt
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("rollout.max_new_tokens=4", "rollout.samples=1")
 RULES = {
-    "PASS": "- {metric: kl, at_most: 50}\n- {metric: length_words, compare: ratio, at_most: 3}",
-    "FAIL": "- {metric: kl, at_most: 50}\n- {metric: gold, at_least: 0.5}",
-    "INCONCLUSIVE": "- {metric: kl, at_most: 50}\n- {metric: win_rate, at_least: 0.5}",
+    "PASS": "- {metric: log_ratio, at_most: 50}\n- {metric: length_words, compare: ratio, at_most: 3}",
+    "FAIL": "- {metric: log_ratio, at_most: 50}\n- {metric: gold, at_least: 0.5}",
+    "INCONCLUSIVE": "- {metric: log_ratio, at_most: 50}\n- {metric: win_rate, at_least: 0.5}",
 }
 """Answers of a model with random weights are worth the least there is, whoever gives them: all ties."""
 
@@ -77,10 +77,13 @@ def test_a_verdict_ends_with_what_it_rests_on(models: Path, prefopt: Prefopt, tm
     refused = prefopt("gate", moved / "run", "--check")
     assert refused.code == 1
     assert "changed since are ../../dpo/model" in refused.err
+    anew = prefopt("gate", moved / "run", "--policy", moved / "gate.yaml", "--out", tmp_path / "anew.json")
+    assert anew.code == 2
+    assert "the model ../../dpo/model has changed since it was evaluated" in anew.err
     config.write_text(original)
     assert prefopt("gate", moved / "run", "--check").code == 0
     evaluation = moved / "run" / "evaluate" / "evaluation.json"
-    evaluation.write_text(evaluation.read_text().replace('"kl"', '"kl "'))
+    evaluation.write_text(evaluation.read_text().replace('"log_ratio"', '"kl"'))
     refused = prefopt("gate", moved / "run", "--check")
     assert refused.code == 1
     assert "../evaluate/evaluation.json" in refused.err

@@ -26,14 +26,12 @@ SETS = {"hh": 40, "qa": 24, "gsm8k": 40}
 
 @pytest.fixture(scope="module")
 def elsewhere(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The current folder is one from which the recipes find the data where they look for it: at ../shared/data."""
+    """The current folder is one from which the recipes find the data where they look for it: at data."""
     place = tmp_path_factory.mktemp("real")
-    (place / "work").mkdir()
-    (place / "shared").mkdir()
-    (place / "shared" / "data").symlink_to(shared_data)
+    (place / "data").symlink_to(shared_data)
     before = Path.cwd()
-    os.chdir(place / "work")
-    yield place / "work"
+    os.chdir(place)
+    yield place
     os.chdir(before)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from prefopt.pipeline.gate import changed
 from prefopt.report import build
 from tests.run_folders import HOSTILE, write_run
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     run = write_run(tmp_path_factory.mktemp("runs") / "quickstart", answer=f"{HOSTILE} {'long' * 120}")
-    return build(run).read_text(encoding="utf-8")
+    return build(run, changed=changed).read_text(encoding="utf-8")
 
 
 def asked(page: str, question: str, tmp_path: Path, *, width: int = 390, scripts: str = "") -> Any:

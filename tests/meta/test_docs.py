@@ -10,14 +10,18 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import pytest
 
 from prefopt.data.read import read
+from prefopt.evaluate.suites import GROUPS, SUITES
 from prefopt.losses.explain import explain
 from prefopt.losses.methods import METHODS
 from prefopt.losses.published import PUBLISHED, WITHOUT
 from prefopt.pipeline import recipe
+from prefopt.pipeline.check import hints
+from prefopt.pipeline.kinds import KINDS, SECTIONS
 from prefopt.verify import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,6 +83,23 @@ def test_recipes_of_methods_are_of_methods_that_exist() -> None:
     assert {path.stem for path in (ROOT / "recipes" / "methods").glob("*.yaml")} <= METHODS.keys()
 
 
+def test_the_pages_name_every_kind_and_mark_the_suites_that_are_asked_for() -> None:
+    kinds, suites = ((ROOT / "docs" / f"{page}.md").read_text() for page in ("recipes", "evaluation"))
+    assert set(re.findall(r"`(\w+)`", kinds.partition("(a method, or ")[2].partition(")")[0])) == KINDS.keys()
+    rows = dict(re.findall(r"^\| (\w+)( \(when asked for\))? \| ", suites.partition("| suite |")[2], flags=re.MULTILINE))
+    assert rows.keys() == SUITES.keys()
+    assert {name for name, mark in rows.items() if not mark} == set(GROUPS["default"])
+
+
+def test_every_public_file_that_is_read_has_its_source_told() -> None:
+    told = set(re.findall(r"^\| `(\w+/\S+)` \| \d+ \| \[", (ROOT / "docs" / "results.md").read_text(), flags=re.MULTILINE))
+    recipes = {name for path in (ROOT / "recipes" / "real").glob("*.yaml") for name in re.findall(r"\bdata/(\w+/\S+)", path.read_text())}
+    parts = re.findall(
+        r'"(agree|arena)" / "(\S+)"', "".join((ROOT / "benchmarks" / f"{b}.py").read_text() for b in ("evidence", "ratings"))
+    )
+    assert recipes | {"/".join(part) for part in parts} == told
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_inherits_the_properties(name: str, covered: dict[str, set[str]]) -> None:
     assert len(covered[name]) >= INHERITED, f"{name} runs only in {sorted(covered[name])}"
@@ -94,9 +115,9 @@ def test_links_between_pages_lead_somewhere(page: str) -> None:
 # --- generated pages ----------------------------------------------------------------------------------------------------
 
 
-def generator() -> ModuleType:
-    """docs/make_methods.py, which is no part of the package."""
-    spec = importlib.util.spec_from_file_location("make_methods", ROOT / "docs" / "make_methods.py")
+def generator(name: str = "make_methods") -> ModuleType:
+    """A script of docs/, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -110,6 +131,16 @@ def test_the_pages_of_methods_are_what_the_code_says() -> None:
     gone = set((ROOT / "docs" / "methods").glob("*.md")) - pages.keys()
     assert not stale, f"run `python docs/make_methods.py` and commit what it writes: {stale}"
     assert not gone, f"pages of methods that are gone: {gone}"
+
+
+def test_the_page_of_settings_is_what_the_code_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    made = generator("make_settings")
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run `python docs/make_settings.py` and commit what it writes"
+    for section, cls in SECTIONS.items():
+        assert all(f"| `{section}.{key}` |" in made.page() for key in hints(cls))
+    for kind in KINDS.values():
+        assert all(f"| `{key}` |" in made.page() for key in kind.options)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -127,6 +158,14 @@ def test_the_page_of_a_method_has_its_formula_data_options_and_claims(name: str)
     published = {row[0].strip("| `"): row[3] for row in cells if len(row) == 5 and row[3] not in ("paper", "---", "")}
     assert published == {key: made.marked(words) for key, words in PUBLISHED.get(name, {}).items()}
     assert WITHOUT.get(name, "") in page
+
+
+@pytest.mark.parametrize(("name", "option"), [("reward_ties", "tie_law"), ("reward_graded", "form")])
+def test_a_table_of_formulas_stands_whole_on_its_page(name: str, option: str) -> None:
+    block = generator().page(name, METHODS[name]).partition("## Formula")[2].split("```")[1]
+    choices = get_args(METHODS[name].hints[option])
+    assert choices
+    assert [line.partition(":")[0] for line in block.split("\n") if line.startswith(choices)] == list(choices)
 
 
 def test_the_example_rows_of_the_pages_are_read_as_their_kind(tmp_path: Path) -> None:

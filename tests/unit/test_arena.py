@@ -54,6 +54,15 @@ def test_winners_in_every_spelling() -> None:
     assert [arenas._battle({**row, "winner": w}, "here").score for w in told] == list(told.values())
 
 
+def test_battles_without_a_prompt_count_one_by_one() -> None:
+    battles = [arenas.Battle("x", "y", float(i % 3 > 0), prompt) for prompt in ("", "p") for i in range(60)]
+    kept = {"ties": "half", "ridge": 0.0, "draws": 200, "confidence": 0.95, "seed": 0}
+    mixed, alone = arenas.rate(battles, **kept), arenas.rate([b._replace(prompt="") for b in battles], **kept)
+    assert (mixed.prompts, alone.prompts) == (1, 0)
+    assert "clustered" in mixed.standings[0].rating.method
+    assert "clustered" not in alone.standings[0].rating.method
+
+
 def test_a_round_robin_of_scored_answers(tmp_path: Path) -> None:
     rng, files = np.random.default_rng(0), []
     for name, skill in (("good", 0.6), ("fair", 0.3), ("poor", 0.0)):
@@ -76,6 +85,8 @@ def test_tie_models(tmp_path: Path, ties: str) -> None:
     [
         ([{"model_a": "x", "model_b": "y", "winner": "left"}], "b.jsonl:1: unknown winner 'left'"),
         ([{"model_a": "x", "model_b": "y"}], "b.jsonl:1: unknown winner None"),
+        ([{"model_a": "x", "model_b": "y", "winner": 0.6}], "b.jsonl:1: winner 0.6 is neither a win nor a loss nor a tie"),
+        ([{"model_a": "x", "model_b": "y", "winner": w, "prompt": "p"} for w in "ab" * 50], "all battles are on one prompt"),
         ([{"model_a": "x", "model_b": "x", "winner": "a"}], "b.jsonl:1: a battle of 'x' against 'x'"),
         ([{"model_a": "x", "model_b": None, "winner": "a"}], "against None"),
         ([{"model_a": "x", "model_b": "y", "winner": "a"}] * 5, "x never lost"),

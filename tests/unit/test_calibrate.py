@@ -139,6 +139,22 @@ def test_labels_of_answers_and_of_steps(tmp_path: Path) -> None:
     assert told.labels.tolist() == right.astype(int).tolist()
 
 
+def test_soft_labels_are_not_cut(tmp_path: Path) -> None:
+    """Labels that are the shares a model states leave its temperature at 1 and find no fault with its calibration."""
+    table = np.random.default_rng(1).normal(size=600)
+    shares = 1 / (1 + np.exp(-table))
+    trees = [
+        TokenTree(prompt=np.array([i], dtype=np.int32), branches=(branch(i, label=float(shares[i])),), index=i, where=f"p:{i}")
+        for i in range(600)
+    ]
+    found = examine(Scores(table), trees, "answer", seed=0, out=tmp_path)  # type: ignore[arg-type]
+    assert found.reading.temperature == pytest.approx(1.0)
+    told = rows(tmp_path)
+    assert (told["ece"]["value"], told["brier"]["value"]) == pytest.approx((0.0, 0.0), abs=1e-9)
+    assert told["log_loss"]["value"] == pytest.approx(np.mean(-shares * np.log(shares) - (1 - shares) * np.log(1 - shares)), rel=0.1)
+    assert told["accuracy"]["value"] == 1.0
+
+
 def test_probes_find_a_model_that_likes_length_and_spare_one_that_does_not() -> None:
     rng = np.random.default_rng(2)
     n = 600

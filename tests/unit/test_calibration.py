@@ -71,7 +71,8 @@ def test_reliability_curve_by_hand() -> None:
         ([0.5], [0, 1], "as many"),
         ([1.2], [1], "from 0 to 1"),
         ([math.nan], [1], "from 0 to 1"),
-        ([0.5], [2], "0 or 1"),
+        ([0.5], [2], "from 0 to 1"),
+        ([0.5], [math.nan], "from 0 to 1"),
     ],
 )
 def test_what_is_no_probability_is_refused(p: Any, y: Any, message: str) -> None:
@@ -82,6 +83,32 @@ def test_what_is_no_probability_is_refused(p: Any, y: Any, message: str) -> None
         expected_calibration_error([0.5], [1], 0)
     with pytest.raises(ValueError, match="known"):
         expected_calibration_error([0.5], [1], kind="top")  # type: ignore[arg-type]
+
+
+def test_labels_between_0_and_1_count_as_the_answers_they_sum_up() -> None:
+    """A label of 0.7 is seven answers of 1 and three of 0 to every mean, whatever T."""
+    margins, soft = np.array([1.5, -0.4, 0.2, -2.0]), np.array([0.7, 0.4, 0.9, 0.0])
+    each = np.array([[1.0] * round(10 * y) + [0.0] * round(10 - 10 * y) for y in soft]).ravel()
+    probs = 1 / (1 + np.exp(-margins))
+    assert fit_temperature(margins, soft) == pytest.approx(fit_temperature(np.repeat(margins, 10), each))
+    assert expected_calibration_error(probs, soft, 4) == pytest.approx(expected_calibration_error(np.repeat(probs, 10), each, 4))
+    whole = reliability_curve(probs, soft, 4)
+    assert [b.frequency.value for b in whole] == pytest.approx(
+        [b.frequency.value for b in reliability_curve(np.repeat(probs, 10), each, 4)]
+    )
+    assert brier([0.7], [0.7]) == 0.0
+
+
+def test_the_temperature_of_labels_between_0_and_1() -> None:
+    margins = np.random.default_rng(0).normal(size=200)
+    for t in (0.2, 1.0, 5.0):
+        assert fit_temperature(margins, 1 / (1 + np.exp(-margins / t))) == pytest.approx(t)
+    assert fit_temperature([2.0, -1.0], [1.0, 0.0]) == 1e-3
+    assert fit_temperature([2.0, -1.0], [0.4, 0.6]) == 1e3
+    assert fit_temperature([2.0, -1.0], [0.5, 0.5]) == 1e3
+    assert fit_temperature([0.0, 0.0], [1.0, 0.3]) == 1e3
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        fit_temperature([1.0], [1.2])
 
 
 def test_brier_by_hand() -> None:

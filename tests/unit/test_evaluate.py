@@ -15,10 +15,10 @@ from prefopt.errors import DataError, OptionError
 from prefopt.evaluate import pairs, shift, suites, table
 from prefopt.pack.prepare import prepare
 from prefopt.pipeline.kinds import SuiteName
-from prefopt.settings import DataSettings, JudgeSettings
+from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, TokenTree
 from prefopt.world import World
-from tests.benches import Scripted, bench_of, figures_in, rows_of
+from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
 from tests.worlds import language_model
 
 WORLD = World(0)
@@ -50,6 +50,29 @@ def test_ideal_answers_beat_drafts_by_the_gold_reward(tmp_path: Path) -> None:
     assert found["over_refusal", "dpo", "harmless", ""]["value"] == 0.0
     assert found["refusal", "dpo", "harmful", ""]["value"] == 1.0
     assert "wins" in told
+
+
+def test_the_sign_test_is_of_prompts(tmp_path: Path) -> None:
+    """Eight answers to each of five requests, all won, are five signs."""
+    known = {request.prompt[-1].content: WORLD.ideal(request) for request in REQUESTS[:5]}
+    both = Spoken("dpo", lambda prompt: known[prompt[-1].content]), Spoken("sft", lambda prompt: "No idea.")
+    suites.run("preference", bench_of(tmp_path, *both, rows=rows_of(REQUESTS[:5]), rollout=RolloutSettings(samples=8)))
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["wins"], found["sign_test"]) == (40, pytest.approx(2 * 0.5**5))
+
+
+@pytest.mark.parametrize(
+    "rollout",
+    [{"temperature": 0.7}, {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"banned": "x"}, {"required": ["x"]}],
+)
+def test_only_plain_samples_tell_of_a_kl(rollout: Any, tmp_path: Path) -> None:
+    ideal = [WORLD.ideal(r) for r in REQUESTS]
+    both = Scripted("dpo", ideal), Scripted("sft", ideal, -2.0)
+    told = suites.run("shift", bench_of(tmp_path, *both, rows=rows_of(REQUESTS), rollout=RolloutSettings(**rollout)))
+    found = figures_in(tmp_path)
+    assert ("kl", "dpo", "all", "") not in found
+    assert found["log_ratio", "dpo", "all", ""]["value"] == pytest.approx(3.0)
+    assert told == "log-ratio 3.00 nats"
 
 
 def test_every_row_says_what_it_stands_on(tmp_path: Path) -> None:

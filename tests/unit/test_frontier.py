@@ -87,7 +87,7 @@ class Said(Spoken):
         return [[super(Said, self).sample([prompt], one)[0][0] for _ in range(settings.samples)] for prompt in prompts]
 
 
-@pytest.mark.parametrize("rollout", [{"temperature": 0.7}, {"top_p": 0.9}])
+@pytest.mark.parametrize("rollout", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"regex": ".*"}])
 def test_only_the_policy_as_it_is_has_a_frontier(tmp_path: Path, rollout: Any) -> None:
     rows = rows_of(REQUESTS[:2])
     bench = bench_of(tmp_path, Spoken("a", str), Spoken("b", str), rows=rows, rollout=RolloutSettings(**rollout))

@@ -17,6 +17,7 @@ from prefopt.evaluate.rows import Figure, figure, to_json
 from prefopt.pipeline import gate as gates
 from prefopt.pipeline import stages
 from prefopt.pipeline.recipe import single
+from prefopt.pipeline.record import digest_path
 from prefopt.pipeline.run import Context
 from prefopt.settings import GateRule, GateSettings
 from prefopt.stats import clustered_mean, score_rate
@@ -42,9 +43,9 @@ def decided(rows: list[Figure], *rules: GateRule, **settings: Any) -> Outcome:
     return judge(placed, GateSettings(**settings), [Evidence("evaluate", "dpo", "sft", rows)])
 
 
-def write_run(folder: Path, rows: list[Figure], stage: str = "evaluate") -> Path:
+def write_run(folder: Path, rows: list[Figure], stage: str = "evaluate", **notes: Any) -> Path:
     (folder / stage).mkdir(parents=True, exist_ok=True)
-    found = {"suite": "truth", "model": "dpo", "baseline": "sft", "n": 1, "rows": [to_json(row) for row in rows]}
+    found = {"suite": "truth", "model": "dpo", "baseline": "sft", "n": 1, **notes, "rows": [to_json(row) for row in rows]}
     (folder / stage / "evaluation.json").write_text(json.dumps(found))
     return folder
 
@@ -218,6 +219,18 @@ def test_the_stage_reads_the_evaluations_before_it(tmp_path: Path) -> None:
     assert [Path(name).parent.name for name in found["inputs"]] == ["evaluate"]
 
 
+@pytest.mark.parametrize(("named", "new"), [([], ["../later/evaluation.json"]), (["evaluate"], [])])
+def test_a_new_evaluation_ends_a_stages_verdict_unless_it_names_what_it_reads(named: list[str], new: list[str], tmp_path: Path) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    write_run(tmp_path, [wins(300, 100)])
+    (tmp_path / "gate").mkdir()
+    stage = single({"kind": "gate", "policy": str(tmp_path / "gate.yaml"), "stages": named}, [])
+    stages.gate(stage, tmp_path / "gate", Context(tmp_path, ("evaluate",)))
+    assert gates.changed(tmp_path / "gate" / "gate.json") == []
+    write_run(tmp_path, [wins(1, 399)], stage="later")
+    assert gates.changed(tmp_path / "gate" / "gate.json") == new
+
+
 def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     policy = tmp_path / "gate.yaml"
     policy.write_text(WIN)
@@ -233,6 +246,59 @@ def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"'frist'\n.*'first'"):
         stages.gate(single({"kind": "gate", "stages": ["frist"]}, []), tmp_path / "gate", context)
     assert run(["gate", str(tmp_path / "first"), "--policy", str(policy)]) == 0
+
+
+def test_rows_that_trained_the_model_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    for won in (300, 100):
+        place = write_run(tmp_path / str(won), [wins(won, 400 - won)], rows_seen_in_training_kept=12)
+        assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 3
+        found = json.loads((place / "gate.json").read_text())["rules"][0]
+        assert (found["status"], found["needed"], found["estimate"]["value"]) == ("INCONCLUSIVE", None, won / 400)
+        assert "12 of the rows trained the models (seen=keep)" in capsys.readouterr().out
+
+
+def test_a_model_of_unknown_training_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    place = write_run(tmp_path / "run", [wins(300, 100)], training_unknown="dpo: no record of what trained it")
+    assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 0
+    said = "evaluate: whether its rows trained the models is not known: dpo: no record of what trained it"
+    assert f"note: {said}" in capsys.readouterr().out
+    assert said in json.loads((place / "gate.json").read_text())["notes"]
+
+
+def with_model(folder: Path, recorded: str | None = None) -> Path:
+    """A run whose evaluation opened `model` in the run's folder and a model of the hub."""
+    write_run(folder, [wins(300, 100)])
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    models = {recorded or "../model": digest_path(folder / "model"), "org/name": "hub:org/name"}
+    (folder / "evaluate" / "record.json").write_text(json.dumps({"models": models}))
+    return folder
+
+
+@pytest.mark.parametrize("recorded", [None, "run/model"])  # the second as older records have it, relative to where it was run
+def test_a_model_that_changed_is_refused_from_any_folder(recorded: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, policy = with_model(tmp_path / "run", recorded), gates.parse_policy(WIN, "gate.yaml")
+    monkeypatch.chdir(tmp_path)
+    if recorded is None:
+        place = place.rename(tmp_path / "moved")
+        monkeypatch.chdir(place / "evaluate")
+    assert gates.decide(place, policy).notes == ()
+    (place / "model" / "config.json").write_text("{ }")
+    with pytest.raises(DataError, match="has changed since it was evaluated"):
+        gates.decide(place, policy)
+
+
+def test_a_model_that_is_gone_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = with_model(tmp_path / "run")
+    (tmp_path / "gate.yaml").write_text(WIN)
+    (place / "model").rename(place / "elsewhere")
+    assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 0
+    assert "note: evaluate: the model ../model is not where it was" in capsys.readouterr().out
+    assert "../model is not where it was" in json.loads((place / "gate.json").read_text())["notes"][0]
+    (place / "evaluate" / "record.json").unlink()
+    assert "no record of the models it opened" in gates.decide(place, gates.parse_policy(WIN, "gate.yaml")).notes[0]
 
 
 def simulated(rate: float, runs: int, n: int = 400) -> float:

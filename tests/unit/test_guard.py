@@ -103,7 +103,7 @@ def test_the_trail_goes_through_every_stage_behind_a_model(tmp_path: Path) -> No
     (tmp_path / "dpo" / "heldout.txt").write_text(f"{tmp_path / 'dpo.jsonl'}:2\n")
     found = training([str(dpo), str(sft)])
     assert [example.prompt for example in found.rows()] == ["c", "e", "a", "b"]
-    assert found.unknown == ()
+    assert not found.unknown
     assert len(found.files) == 2
 
 
@@ -117,6 +117,18 @@ def test_what_the_trail_does_not_tell_is_said(tmp_path: Path) -> None:
         "no record of what trained it",
         "its data are gone",
     ]
+
+
+def test_data_that_can_no_longer_be_read_are_told(tmp_path: Path) -> None:
+    base = stage(tmp_path / "create", "create", None, None)
+    data = file(tmp_path / "sft.jsonl", "question 0", "question 1")
+    sft = stage(tmp_path / "sft", "sft", data, base)
+    data.write_text(data.read_text() + "{\n")
+    rows = [row(f"question {i}", f"e:{i}") for i in (1, 2)]
+    bench = bench_of(tmp_path, Scripted("a", ["x"] * 2), rows=rows, training=training([str(sft)]), seen="drop")
+    notes = bench.guard()
+    assert str(notes["training_unknown"]).startswith("sft: its data can no longer be read (malformed JSON")
+    assert notes["rows_seen_in_training_dropped"] == 1
 
 
 def test_two_runs_on_one_file_are_told_apart_by_what_they_held_out(tmp_path: Path) -> None:
@@ -139,4 +151,4 @@ def test_the_trail_goes_through_the_members_of_an_ensemble(tmp_path: Path) -> No
     (folder / "record.json").write_text(json.dumps({"kind": "ensemble", "name": "ensemble"}))
     assert [example.prompt for example in training([str(folder / "model")]).rows()] == ["one", "two"]
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [{"kind": "odd"}]}))
-    assert training([str(folder / "model")]).unknown == ("ensemble: its record does not say what trained it",)
+    assert training([str(folder / "model")]).unknown == ["ensemble: its record does not say what trained it"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import hashlib
 import html
 import itertools
 import json
@@ -21,6 +20,8 @@ import prefopt.report.charts
 import prefopt.report.words
 from prefopt import cli
 from prefopt.errors import DataError
+from prefopt.pipeline.gate import changed
+from prefopt.pipeline.record import digest, digest_path
 from prefopt.report import build, draw, draw_frontier, evidence, folder, lineage, samples, scatter, training
 from prefopt.report.charts import Range, Series, panel, spanning, ticks
 from prefopt.report.verdict import verdict
@@ -79,7 +80,7 @@ class Page(HTMLParser):
 
 
 def page_of(run: Path) -> tuple[Page, str]:
-    text = build(run).read_text(encoding="utf-8")
+    text = build(run, changed=changed).read_text(encoding="utf-8")
     return Page(text), text
 
 
@@ -182,7 +183,7 @@ def test_a_single_stage_shows_the_files_it_read(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_is_the_users_mistake(tmp_path: Path, make: Any) -> None:
     make(tmp_path / "x")
     with pytest.raises(DataError, match="prefopt run"):
-        build(tmp_path / "x")
+        build(tmp_path / "x", changed=changed)
     assert not (tmp_path / "x" / "report.html").exists()
 
 
@@ -246,7 +247,7 @@ def test_dots_lie_where_the_figures_are(full: Path) -> None:
     assert (dot.at, dot.low, dot.high, plots["Gold win rate"].rule) == (70.0, 65.0, 75.0, 50.0)
     assert [d.style for d in plots["Gold reward"].rows[0].dots] == ["before", "after"]
     assert plots["Refusals"].rows[0].label == "refuses harmful requests"
-    assert 'cx="70.0%"' in build(full).read_text()
+    assert 'cx="70.0%"' in build(full, changed=changed).read_text()
 
 
 def test_a_figure_without_an_interval_says_so(full: Path) -> None:
@@ -372,24 +373,30 @@ def test_ticks_of_a_narrow_axis_tell_apart() -> None:
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("changed", "stale"), [(False, False), (True, True)])
-def test_the_gates_verdict_is_at_the_top(changed: bool, stale: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", ["", "evaluate/evaluation.json", "model/config.json", "new/evaluation.json"])
+def test_the_gates_verdict_is_at_the_top(moved: str, tmp_path: Path) -> None:
     run = write_run(tmp_path / "gated")
-    evaluation = run / "evaluate" / "evaluation.json"
+    (run / "model").mkdir()
+    write_json(run / "model" / "config.json", {})
     estimate = {"value": 0.7, "low": 0.65, "high": 0.75, "n": 300}
     rules = [
         {"title": "win_rate at least 0.5", "status": "PASS", "estimate": estimate, "reason": ""},
         {"title": "over_refusal (harmless), difference at most 0.02", "status": "FAIL", "estimate": estimate, "reason": HOSTILE},
     ]
-    told = {"verdict": "FAIL", "rules": rules, "inputs": {"evaluate/evaluation.json": hashlib.sha256(evaluation.read_bytes()).hexdigest()}}
-    write_json(run / "gate.json", told)
-    if changed:
-        evaluation.write_text(evaluation.read_text() + " ")
+    told = {"verdict": "FAIL", "rules": rules, "notes": ["sft: no record"], "policy": {"text": "", "sha256": digest("")}}
+    read = [path.parent for path in sorted(run.glob("*/evaluation.json"))]
+    told |= {"inputs": {f"{path.name}/evaluation.json": digest_path(path / "evaluation.json") for path in read}}
+    write_json(run / "gate.json", {**told, "models": {"model": digest_path(run / "model")}})
+    if moved:
+        (run / moved).parent.mkdir(exist_ok=True)
+        with (run / moved).open("a") as file:
+            file.write(" ")
     page, text = page_of(run)
     assert page.said.index("A rule of the gate is broken.") < page.said.index("dpo answers better than sft")
     assert "over_refusal (harmless), difference at most 0.02" in page.said
     assert "0.7 (0.65 to 0.75), n = 300" in page.said
-    assert ("run the gate again" in page.said) == stale
+    assert "sft: no record" in page.said
+    assert ("run the gate again" in page.said) == bool(moved)
     assert "<script>" not in text
 
 

@@ -25,8 +25,8 @@ def evaluate(
 
     Suites: preference (win rate, also at equal length), shift (KL, entropy, variety, length), safety (refusals), robustness (other prompts
     and templates), pairs and rewardbench (accuracy on preferences), capability (perplexity, sums, instructions, code), truth (the synthetic
-    world), lm_eval (tasks=[arc_easy], any task of lm-eval; no data needed). Without --suite: all that the models and the data allow. Writes
-    OUT/evaluation.json and OUT/samples.jsonl; `prefopt report OUT` shows them.
+    world), lm_eval (tasks=[arc_easy], any task of lm-eval; no data needed). Without --suite: all that the models and the data allow, but
+    for guardrail, rewardbench and frontier. Writes OUT/evaluation.json and OUT/samples.jsonl; `prefopt report OUT` shows them.
 
     Example: prefopt evaluate --model runs/x/dpo/model --baseline runs/x/sft/model --data heldout.jsonl --out runs/x/eval judge.path=./rm
     """

@@ -68,4 +68,4 @@ def leave(verdict: str, place: str) -> None:
     if verdict == "FAIL":
         raise Refused("the gate fails", where=place, fix="the rules marked FAIL say why")
     if verdict != "PASS":
-        raise Undecided("the gate is inconclusive", where=place, fix="the rules marked INCONCLUSIVE say how many observations would decide")
+        raise Undecided("the gate is inconclusive", where=place, fix="the rules marked INCONCLUSIVE say what would decide")

@@ -48,7 +48,8 @@ def report(
 
     Example: prefopt report runs/quickstart
     """
+    from prefopt.pipeline.gate import changed
     from prefopt.report import build, draw, draw_frontier
 
     drawn = [make(run, path) for make, path in ((draw, picture), (draw_frontier, frontier)) if path]
-    typer.echo("\n".join(str(path) for path in drawn or [build(run)]))
+    typer.echo("\n".join(str(path) for path in drawn or [build(run, changed=changed)]))

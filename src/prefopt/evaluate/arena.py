@@ -10,7 +10,7 @@ import gzip
 import html
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +72,7 @@ def rate(battles: Sequence[Battle], *, ties: str, ridge: float, draws: int, conf
         seed: of the bootstrap.
 
     Raises:
-        DataError: fewer than two models, or models that never lost; the message names them.
+        DataError: fewer than two models, models that never lost (the message names them), or all battles on one prompt.
     """
     names = sorted({name for battle in battles for name in (battle.a, battle.b)})
     if len(names) < 2:
@@ -82,21 +82,24 @@ def rate(battles: Sequence[Battle], *, ties: str, ridge: float, draws: int, conf
     place = {name: i for i, name in enumerate(names)}
     won: list[tuple[int, int]] = []
     tied: list[tuple[int, int]] = []
-    order: list[str] = []
+    order: list[Hashable] = []
     for tie in (False, True):
         for battle in battles:
             if (battle.score == 0.5) == tie:
                 i, j = place[battle.a], place[battle.b]
                 (tied if tie else won).append((i, j) if battle.score >= 0.5 else (j, i))
-                order.append(battle.prompt)
+                order.append(battle.prompt or len(order))
     wins = np.zeros((len(names), len(names)))
     for i, j in won:
         wins[i, j] += 1
     for i, j in tied:
         wins[i, j] += 0.5
         wins[j, i] += 0.5
-    prompts = len(set(order) - {""})
-    clusters = order if 1 < prompts < len(order) else None
+    if len(set(order)) == 1 < len(order):
+        what = "all battles are on one prompt: what it favours it favours in each, and how other prompts differ is not known"
+        raise DataError(what, where="battles", fix="add battles on other prompts, or leave prompt out where it is not the same one")
+    clusters = order if len(set(order)) < len(order) else None
+    prompts = len({battle.prompt for battle in battles} - {""})
     try:
         if ridge <= 0:
             check_connected(wins, names)
@@ -137,7 +140,7 @@ def _on_elo_scale(found: Interval) -> Interval:
 def read(paths: Sequence[Path]) -> list[Battle]:
     """Battles of files of battles, and of every two files of scored answers on the prompts they share.
 
-    A battle row has model_a, model_b, winner (a, b, tie, model_a, model_b, tie (bothbad), or a's score), and may have prompt. A row of
+    A battle row has model_a, model_b, winner (a, b, tie, model_a, model_b, tie (bothbad), or 1, 0, 0.5), and may have prompt. A row of
     scored answers (`prefopt score`) has prompt, completions and scores; its model is the row's `model`, or the file's name. Several scores
     of a prompt are averaged.
 
@@ -185,8 +188,10 @@ def _battle(row: Mapping[str, Any], where: str) -> Battle:
     except ValueError:
         known = ["a", "b", "tie", "model_a", "model_b", "tie (bothbad)", a, b]
         raise DataError(f"unknown winner {winner!r}", where=where, fix=did_you_mean(str(winner), known)) from None
-    decided = 0.5 if score == 0.5 else float(score > 0.5)
-    return Battle(a, b, decided, "" if row.get("prompt") is None else _key(row["prompt"]))
+    if score not in (0, 0.5, 1):
+        fix = "write 1, 0.5 or 0; where answers have scores, give each model's scored answers instead"
+        raise DataError(f"winner {winner!r} is neither a win nor a loss nor a tie", where=where, fix=fix)
+    return Battle(a, b, score, "" if row.get("prompt") is None else _key(row["prompt"]))
 
 
 def _score(found: Any, where: str) -> float:

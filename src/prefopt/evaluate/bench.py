@@ -180,11 +180,9 @@ class Bench:
         Raises:
             DataError: there are such rows, and `seen` is "error".
         """
+        found = guard.seen(self.rows, self.training.rows()) if self.training.files else []
         notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
-        notes |= {"training_unknown": "; ".join(self.training.unknown)} if self.training.unknown else {}
-        if not self.training.files:
-            return notes
-        found = guard.seen(self.rows, self.training.rows())
+        notes |= {guard.UNKNOWN: "; ".join(self.training.unknown)} if self.training.unknown else {}
         if not found:
             return notes
         guard.write(found, self.out)
@@ -194,7 +192,7 @@ class Bench:
             places = {hit.where for hit in found}
             self.trees = [tree for tree in self.trees if tree.where not in places]
             self.rows = [row for row in self.rows if row.where not in places]
-        return {**notes, f"rows_seen_in_training_{'dropped' if self.seen == 'drop' else 'kept'}": len(found)}
+        return {**notes, guard.DROPPED if self.seen == "drop" else guard.KEPT: len(found)}
 
     @cached_property
     def can_answer(self) -> bool:

@@ -39,7 +39,7 @@ class Judgements(NamedTuple):
 
     Attributes:
         logits: before the temperature.
-        labels: [n] 1 or 0; all 1 for pairs, whose first answer is the chosen one.
+        labels: [n] from 0 to 1, as the data give them; all 1 for pairs, whose first answer is the chosen one.
         groups: what goes together.
         slices: the source of each.
         trees, chosen, rejected: of pairs, where each comes from.
@@ -164,7 +164,7 @@ def _outputs(model: RewardModel, trees: Sequence[TokenTree], unit: Unit) -> list
 def _judged(trees: Sequence[TokenTree], scores: Sequence[Floats], unit: Unit) -> Judgements:
     if unit == "pair":
         told = [(tree, i, j, s[i] - s[j]) for tree, s in zip(trees, scores, strict=True) for i, j in ranked_pairs(tree.branches)]
-        logits, labels = [x for *_, x in told], [1] * len(told)
+        logits, labels = [x for *_, x in told], [1.0] * len(told)
         owners, chosen, rejected = [t for t, *_ in told], [i for _, i, _, _ in told], [j for _, _, j, _ in told]
     else:
         each = [
@@ -172,7 +172,7 @@ def _judged(trees: Sequence[TokenTree], scores: Sequence[Floats], unit: Unit) ->
             for tree, s in zip(trees, scores, strict=True)
             for label, x in zip(_labels(tree, unit), s, strict=True)
         ]
-        logits, labels = [x for *_, x in each], [int(label > 0.5) for _, label, _ in each]
+        logits, labels = [x for *_, x in each], [label for _, label, _ in each]
         owners, chosen, rejected = [t for t, *_ in each], [], []
     names = [tree.source or "data" for tree in owners]
     return Judgements(np.array(logits), np.array(labels), [group_key(t) for t in owners], names, owners, chosen, rejected)
@@ -188,16 +188,16 @@ def _labels(tree: TokenTree, unit: Unit) -> list[float]:
 
 
 def _right(found: Judgements, mask: np.ndarray, part: str, unit: Unit, model: RewardModel) -> list[Figure]:
-    """Accuracy of a slice, and what one gets without the model: the longer answer, or the commoner label."""
+    """Accuracy of a slice, and what one gets without the model: the longer answer, or the commoner label (cut at one half)."""
     inside = kept(found.groups, mask)
-    logits, labels = found.logits[mask], found.labels[mask]
-    mine = np.where(labels == 1, logits, -logits)
+    logits, right = found.logits[mask], found.labels[mask] > 0.5
+    mine = np.where(right, logits, -logits)
     name = name_of(model.path)
     rates = {"accuracy": win_rate(mine, np.zeros(len(mine)), clusters=inside)}
     if unit == "pair":
         rates["longer_is_chosen"] = win_rate(*_lengths(found)[mask].T, clusters=inside)
     else:
-        common = labels == (labels.mean() >= 0.5)
+        common = right == (right.mean() >= 0.5)
         rates["commoner_label"] = win_rate(common.astype(float), np.full(len(common), 0.5), clusters=inside)
     return [figure(metric, rate, model=name, slice=part) for metric, rate in rates.items()]
 
@@ -206,9 +206,9 @@ def _calibration(found: Judgements, temperature: float, unit: Unit, when: str, m
     """ECE as it is, without its upward bias and with an interval, and Brier score and log-loss; rows of one group go together."""
     p, y, groups = found.probabilities(temperature, unit)
     plain = expected_calibration_error(p, y, BINS)
-    said = np.where(y == 1, p, 1 - p).clip(1e-300)
+    loss = -y * np.log(p.clip(1e-300)) - (1 - y) * np.log((1 - p).clip(1e-300))
     told = {"ece": Interval(plain, math.nan, math.nan, len(p), "10 bins of equal width"), "brier": clustered_mean((p - y) ** 2, groups)}
-    told |= {"log_loss": clustered_mean(-np.log(said), groups)}
+    told |= {"log_loss": clustered_mean(loss, groups)}
     if len(set(groups)) > 1:
         told["ece_debiased"] = calibration_interval(p, y, BINS, rng=np.random.default_rng(seed), clusters=groups)
     suffix = "" if when == "after" else "_before"

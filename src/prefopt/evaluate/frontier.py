@@ -50,8 +50,8 @@ def lacks(bench: Bench) -> str:
         return "a baseline"
     if judges.named(bench) not in ("gold", "reward") or not bench.can_answer:
         return "a policy, rows with a prompt, and a reward of single answers (the world's own, or judge.path=REWARD_MODEL)"
-    plain = bench.rollout.temperature == 1 and bench.rollout.top_p == 1
-    return "" if plain else "rollout.temperature=1 and no top_p: only then are the answers those that the KL is about"
+    needed = "rollout.temperature=1, no top_p, top_k or min_p and no constraint: only then are the answers those that the KL is about"
+    return "" if bench.rollout.plain else needed
 
 
 def run(bench: Bench) -> Findings:

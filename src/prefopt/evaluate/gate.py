@@ -28,12 +28,17 @@ MOST = 10_000_000
 
 
 class Evidence(NamedTuple):
-    """The rows of one evaluation: the stage that wrote it, whose figures they are and against whom."""
+    """The rows of one evaluation: the stage that wrote it, whose figures they are and against whom.
+
+    `trained_on` counts rows of its data that trained the models and were kept; `notes` is what a verdict has to tell of it.
+    """
 
     stage: str
     model: str
     baseline: str
     rows: Sequence[Figure]
+    trained_on: int = 0
+    notes: tuple[str, ...] = ()
 
 
 class Placed(NamedTuple):
@@ -78,6 +83,8 @@ class Outcome:
     findings: tuple[Finding, ...]
     used: tuple[Figure, ...]
     """The rows it rests on."""
+    notes: tuple[str, ...] = ()
+    """What the evaluations say of themselves that no figure shows."""
 
 
 class _Measured(NamedTuple):
@@ -87,7 +94,7 @@ class _Measured(NamedTuple):
     tested: Interval
     bound: float
     rows: tuple[Figure, ...]
-    stage: str
+    evidence: Evidence
 
 
 def judge(rules: Sequence[Placed], settings: GateSettings, evidence: Sequence[Evidence]) -> Outcome:
@@ -112,7 +119,8 @@ def judge(rules: Sequence[Placed], settings: GateSettings, evidence: Sequence[Ev
         for i, (placed, found) in enumerate(zip(rules, measured, strict=True))
     )
     used = tuple(dict.fromkeys(row for found in measured if found for row in found.rows))
-    return Outcome(verdict=_verdict([f.status for f in findings]), findings=findings, used=used)
+    notes = tuple(f"{e.stage}: {note}" for e in evidence for note in e.notes)
+    return Outcome(verdict=_verdict([f.status for f in findings]), findings=findings, used=used, notes=notes)
 
 
 def _verdict(statuses: Sequence[Status]) -> Status:
@@ -137,6 +145,8 @@ def _p_values(rule: GateRule, found: _Measured | None) -> tuple[float, float]:
 
 
 def _untestable(rule: GateRule, found: _Measured) -> str:
+    if found.evidence.trained_on:
+        return f"{found.evidence.trained_on} of the rows trained the models (seen=keep), which decides nothing"
     if found.estimate.n < rule.min_n:
         return f"n is {found.estimate.n}, below the rule's min_n of {rule.min_n}"
     if not math.isfinite(bound_error(found.tested, found.bound)):
@@ -150,7 +160,7 @@ def _finding(rule: GateRule, found: _Measured | None, settings: GateSettings, p:
         return Finding(rule=rule, status="NOT MEASURED", reason="no evaluation measures it", bound=bound, confidence=confidence)
     status: Status = "PASS" if p[0] <= 1 - confidence else "FAIL" if p[1] <= 1 - confidence else "INCONCLUSIVE"
     reason, needed = _untestable(rule, found), None
-    if status == "INCONCLUSIVE":
+    if status == "INCONCLUSIVE" and not found.evidence.trained_on:
         needed = _needed(found, (1 - confidence) / (2 * rules), settings.power)
         reason = reason or (f"about {needed:,} observations would decide" if needed else "no sample within reach would decide")
         needed = max(needed or 0, rule.min_n) if found.estimate.n < rule.min_n else needed
@@ -162,7 +172,7 @@ def _finding(rule: GateRule, found: _Measured | None, settings: GateSettings, p:
         bound=bound,
         confidence=confidence,
         estimate=found.estimate,
-        stage=found.stage,
+        stage=found.evidence.stage,
         model=row.model,
         baseline=next((r.difference_from or r.model for r in found.rows if r.difference_from or r.model != row.model), ""),
         p=p[0],
@@ -225,13 +235,13 @@ def _absent(rule: GateRule, where: str, asked: Sequence[Evidence]) -> DataError:
 def _compared(rule: GateRule, where: str, e: Evidence, own: Figure) -> _Measured:
     bound = _bound(rule)
     if rule.compare == "value":
-        return _Measured(own.interval, own.interval, bound, (own,), e.stage)
+        return _Measured(own.interval, own.interval, bound, (own,), e)
     if not e.baseline:
         what = f"the evaluation '{e.stage}' has no baseline to compare {rule.metric} with"
         raise DataError(what, where=where, fix="evaluate with `baseline:`, or set compare: value")
     paired, other = _row(e, rule.metric, rule.slice, e.model, e.baseline), _row(e, rule.metric, rule.slice, e.baseline)
     if rule.compare == "difference" and paired is not None:
-        return _Measured(paired.interval, paired.interval, bound, (paired,), e.stage)
+        return _Measured(paired.interval, paired.interval, bound, (paired,), e)
     if other is None:
         raise DataError(
             f"{rule.metric} of the baseline '{e.baseline}' is not measured", where=where, fix="set compare: value, or measure it"
@@ -240,13 +250,13 @@ def _compared(rule: GateRule, where: str, e: Evidence, own: Figure) -> _Measured
         raise DataError(f"{own.model} and {other.model} were measured on different data", where=where, fix="evaluate both together")
     if rule.compare == "difference":
         apart = _combined(own, other, 1.0, None)
-        return _Measured(apart, apart, bound, (own, other), e.stage)
+        return _Measured(apart, apart, bound, (own, other), e)
     if not other.value > 0:
         raise DataError(f"{rule.metric} of the baseline is {other.value:g}: no ratio", where=where, fix="set compare: difference")
     ratio, shift = own.value / other.value, _combined(own, other, bound, paired)
     reach = float(stats.norm.ppf((1 + own.confidence) / 2)) * _combined(own, other, ratio, paired).std_error / other.value
     told = shift._replace(value=ratio, low=ratio - reach, high=ratio + reach)
-    return _Measured(told, shift, 0.0, (own, other, *([paired] if paired else [])), e.stage)
+    return _Measured(told, shift, 0.0, (own, other, *([paired] if paired else [])), e)
 
 
 def _combined(own: Figure, other: Figure, factor: float, paired: Figure | None) -> Interval:

@@ -25,16 +25,21 @@ COMMON = 10
 NAMED = 4
 """Rows an error names; all of them are in seen.jsonl."""
 FILE = "seen.jsonl"
+KEPT, DROPPED, UNKNOWN = "rows_seen_in_training_kept", "rows_seen_in_training_dropped", "training_unknown"
+"""What evaluation.json says of the rows that were seen, and of models whose training is not known."""
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What trained the models of an evaluation: `rows` reads it anew, `files` names it, `unknown` says what could not be found out."""
+    """What trained the models of an evaluation: `rows` reads it anew, `files` names it, `unknown` says what could not be found out.
+
+    Files that prove unreadable are added to `unknown` while `rows` is read.
+    """
 
     rows: Callable[[], Iterable[Example]] = tuple
     files: tuple[str, ...] = ()
-    unknown: tuple[str, ...] = ()
+    unknown: Sequence[str] = ()
 
 
 class Seen(NamedTuple):

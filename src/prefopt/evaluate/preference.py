@@ -2,7 +2,8 @@
 
 Judges are those of `judges.py`, or people's labels of answers that are in the data. A tie counts one half. The length-controlled win rate
 is AlpacaEval 2's (Dubois et al. 2024, arXiv 2404.04475): what the judge would say if both answers were equally long; `length_preference` is
-its coefficient of length, above zero where the judge prefers an answer for being longer.
+its coefficient of length, above zero where the judge prefers an answer for being longer; `sign_test` is of whole prompts: of how many the
+model's answers won more than half.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import kept, slices
 from prefopt.rollout.sampler import Sample
 from prefopt.stats import length_controlled_win_rate, length_fit, score_rate, sign_test
+from prefopt.stats.intervals import cluster_codes, sum_by
 from prefopt.types import Example, as_text
 
 FEWEST = 10
@@ -63,7 +65,8 @@ def run(bench: Bench) -> Findings:
     figures += bench.compare("length_chars", contest.lengths, mine.clusters, parts[:1])
     won = verdicts.preferences
     counts = {"wins": int((won > 0.5).sum()), "ties": int((won == 0.5).sum()), "losses": int((won < 0.5).sum())}
-    notes = {"judge": verdicts.by, **counts, "sign_test": sign_test(won, 1 - won), **verdicts.notes}
+    lead = sum_by(cluster_codes(mine.clusters, len(won)), won - 0.5)
+    notes = {"judge": verdicts.by, **counts, "sign_test": sign_test(lead, -lead), **verdicts.notes}
     if len(won) > FEWEST:
         notes["length_preference"] = length_fit(won, *contest.lengths, firth=True).length
     facts = {"preferred": [won, 1 - won], **({verdicts.metric: verdicts.rewards} if verdicts.metric else {})}

@@ -1,9 +1,12 @@
 """The shift suite: how far training has moved a policy, and what that did to its writing.
 
-    kl       = mean over the model's own answers of sum_t log pi(y_t) - log ref(y_t)     nats an answer (k1; exact at temperature 1)
+    kl       = mean over the model's own answers of sum_t log pi(y_t) - log ref(y_t)     nats an answer (k1)
     entropy  = mean over tokens of -sum_v pi(v) log pi(v)                                nats a token, at temperature 1
     distinct_n = different n-grams / all n-grams of the answers                          (Li et al. 2016, arXiv 1510.03055)
     self_bleu  = mean BLEU-4 of each answer against the others                           (Zhu et al. 2018, arXiv 1802.01886)
+
+The first estimates KL(model || baseline) only where answers are drawn from the model as it is, at temperature 1 with nothing cut and
+no constraint; otherwise it is told as `log_ratio`.
 
 Where the data hold preferences, also the mean log-probability of the chosen and of the rejected answers, whose joint fall is the
 likelihood displacement of preference optimization (Razin et al. 2024, arXiv 2410.08847).
@@ -26,6 +29,8 @@ from prefopt.stats import Interval, bootstrap, clustered_mean
 from prefopt.types import Branch, TokenTree
 
 Words = Sequence[Sequence[str]]
+DISTANCES = {"kl": "KL", "log_ratio": "log-ratio"}
+"""What the distance is called, by how answers were drawn -> in words."""
 ORDER = 4
 """BLEU counts n-grams up to this length."""
 
@@ -40,9 +45,9 @@ def run(bench: Bench) -> Findings:
     rows = bench.requests()
     answers = [bench.answers(who, rows) for who in bench.subjects]
     figures = [*distance(bench, answers[0]), *_entropy(bench, answers), *_writing(bench, answers), *_likelihood(bench)]
-    kl = next((f for f in figures if f.metric == "kl"), None)
+    moved = next((f for f in figures if f.metric in DISTANCES), None)
     samples = [sample_row(i, row, answers) for i, row in enumerate(answers[0].rows)]
-    return Findings(figures, {}, samples, f"KL {kl.value:.2f} nats" if kl else "")
+    return Findings(figures, {}, samples, f"{DISTANCES[moved.metric]} {moved.value:.2f} nats" if moved else "")
 
 
 def trees_of(own: Answers) -> list[TokenTree]:
@@ -57,7 +62,7 @@ def trees_of(own: Answers) -> list[TokenTree]:
 
 
 def distance(bench: Bench, mine: Answers) -> list[Figure]:
-    """KL(model || baseline), estimated on the model's own answers."""
+    """KL(model || baseline), estimated on the model's own answers; where they are no plain samples of it, a mean log-ratio only."""
     if bench.baseline is None:
         return []
     trees = trees_of(mine)
@@ -65,7 +70,8 @@ def distance(bench: Bench, mine: Answers) -> list[Figure]:
     clusters = [mine.clusters[tree.index] for tree in trees]
     parts = slices([slice_of(mine.rows[tree.index]) for tree in trees])
     intervals = [(part, clustered_mean(ratio[mask], kept(clusters, mask))) for part, mask in parts]
-    return [bench.figure("kl", interval, slice=part, against=bench.baseline) for part, interval in intervals]
+    metric = "kl" if bench.rollout.plain else "log_ratio"
+    return [bench.figure(metric, interval, slice=part, against=bench.baseline) for part, interval in intervals]
 
 
 def _entropy(bench: Bench, answers: Sequence[Answers]) -> list[Figure]:

@@ -98,8 +98,8 @@ def describe(hint: Any) -> str:
         return _either([str(a) for a in args])
     if origin in (Union, types.UnionType):
         return _either([describe(a) for a in args])
-    if origin is list:
-        return f"a list of {describe(args[0])}"
+    if origin in (list, dict):
+        return f"a {'list' if origin is list else 'mapping'} of {' to '.join(map(describe, args))}"
     if origin is tuple:
         return f"a list of {len(args)} numbers"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))

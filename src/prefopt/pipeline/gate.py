@@ -7,7 +7,6 @@ of them changes the verdict no longer holds, and `changed` names what did.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import prefopt
 from prefopt.errors import DataError, OptionError, did_you_mean
 from prefopt.evaluate.gate import Evidence, Finding, Outcome, Placed, judge
+from prefopt.evaluate.guard import KEPT, UNKNOWN
 from prefopt.evaluate.rows import read as read_rows
 from prefopt.pipeline import record
 from prefopt.pipeline.check import check
@@ -91,16 +91,17 @@ def evaluations(run: Path, names: Sequence[str] | None = None) -> dict[Path, Evi
     Raises:
         DataError: there is none, or one cannot be read.
     """
-    if run.is_file():
-        files = [run]
-    else:
-        here = run / "evaluation.json"
-        files = [here] if here.is_file() else sorted(run.glob("*/evaluation.json"))
-    files = [file for file in files if names is None or file.parent.name in names]
+    files = _files(run, names)
     if not files:
         what = "no such folder" if not run.exists() else "holds no evaluation (evaluation.json)"
         raise DataError(what, where=str(run), fix="give the folder of a run with an evaluate stage, or run `prefopt evaluate`")
     return {file: _evidence(file) for file in files}
+
+
+def _files(run: Path, names: Sequence[str] | None) -> list[Path]:
+    here = run if run.is_file() else run / "evaluation.json"
+    files = [here] if here.is_file() else sorted(run.glob("*/evaluation.json"))
+    return [file for file in files if names is None or file.parent.name in names]
 
 
 def _evidence(file: Path) -> Evidence:
@@ -108,49 +109,73 @@ def _evidence(file: Path) -> Evidence:
     model, baseline = found.get("model"), found.get("baseline")
     if not isinstance(model, str):
         raise DataError("does not say whose evaluation it is (model)", where=str(file), fix="evaluate again")
-    return Evidence(file.resolve().parent.name, model, baseline if isinstance(baseline, str) else "", rows)
+    baseline, kept = baseline if isinstance(baseline, str) else "", int(found.get(KEPT) or 0)
+    return Evidence(file.resolve().parent.name, model, baseline, rows, kept, tuple(_notes(file, found)))
 
 
-def _models(file: Path) -> Iterator[tuple[str, str]]:
-    """(path, hash at the time) of the models an evaluation opened, where its record tells."""
+def _notes(file: Path, found: Mapping[str, Any]) -> Iterator[str]:
+    """What an evaluation leaves open: how its models were trained, and whether they are still the same."""
+    if found.get(UNKNOWN):
+        yield f"whether its rows trained the models is not known: {found[UNKNOWN]}"
+    models = _models(file)
+    if models is None:
+        yield "no record of the models it opened, so whether they have changed is not known"
+    for name, place, _ in models or ():
+        if place is None:
+            yield f"the model {name} is not where it was, so whether it has changed is not known"
+
+
+def _models(file: Path) -> list[tuple[str, Path | None, str]] | None:
+    """(name, place where it is there, hash at the time) of the models on this disk that an evaluation opened; None without a record.
+
+    Paths are relative to the evaluation; those of older records to the folder it was started in.
+    """
     entry = record.read_json(file.parent / "record.json")
-    for path, digest in (entry.get("models") or {}).items() if isinstance(entry, dict) else ():
-        if isinstance(digest, str) and Path(path).exists():
-            yield path, digest
+    models = entry.get("models") if isinstance(entry, dict) else None
+    if not isinstance(models, dict) or not models:
+        return None
+    local = [(path, digest) for path, digest in models.items() if isinstance(digest, str) and not digest.startswith(record.HUB)]
+    places = [(path, digest, [place for place in (file.parent / path, Path(path)) if place.exists()]) for path, digest in local]
+    return [(record.relative(file.parent / path, file.parent), found[0] if found else None, digest) for path, digest, found in places]
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------------
 
 
-def decide(run: Path, policy: Policy, *, names: Sequence[str] | None = None, write: Path | None = None) -> Outcome:
+def decide(
+    run: Path, policy: Policy, *, names: Sequence[str] | None = None, before: Sequence[str] | None = None, write: Path | None = None
+) -> Outcome:
     """Hold a run's evaluations to a policy.
 
     Args:
         run: as in `evaluations`.
         policy: the rules.
-        names: only the evaluations of these stages.
+        names: only the evaluations of these stages; others that appear later are no matter.
+        before: the stages that were run before, where no names are given.
         write: where to write the verdict (gate.json).
 
     Raises:
         DataError: as in `evaluations` and `judge`, or a model that has changed since it was evaluated.
     """
-    found = evaluations(run, names)
+    found = evaluations(run, names or before)
     for file in found:
-        for path, digest in _models(file):
-            if record.digest_path(path) != digest:
-                what = f"the model {path} has changed since it was evaluated"
+        for name, place, digest in _models(file) or ():
+            if place is not None and record.digest_path(place) != digest:
+                what = f"the model {name} has changed since it was evaluated"
                 raise DataError(what, where=str(file), fix="evaluate it again: delete this stage's folder and run once more")
     outcome = judge(policy.rules, policy.settings, list(found.values()))
     if write is not None:
         with record.writing(write):
-            record.write_json(write, to_json(outcome, policy, found, write.parent))
+            record.write_json(write, to_json(outcome, policy, found, write.parent, run, names))
     return outcome
 
 
-def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], beside: Path) -> dict[str, Any]:
+def to_json(
+    outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], beside: Path, run: Path, names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What gate.json holds; paths are relative to the folder it lies in, so that a run can be moved and tells nothing of the machine."""
-    models = {_relative(Path(path), beside): digest for file in found for path, digest in _models(file)}
-    name = _relative(Path(policy.name), beside) if Path(policy.name).is_file() else policy.name
+    models = {record.relative(place, beside): digest for file in found for _, place, digest in _models(file) or () if place is not None}
+    name = record.relative(Path(policy.name), beside) if Path(policy.name).is_file() else policy.name
     return {
         "verdict": outcome.verdict,
         "decided": record.now(),
@@ -159,15 +184,14 @@ def to_json(outcome: Outcome, policy: Policy, found: Mapping[Path, Evidence], be
         "confidence": policy.settings.confidence,
         "correction": "Holm",
         "rules": [_rule_json(finding) for finding in outcome.findings],
-        "inputs": {_relative(file, beside): record.digest_path(file) for file in found},
+        "notes": list(outcome.notes),
+        "run": record.relative(run, beside),
+        "stages": list(names) if names else None,
+        "inputs": {record.relative(file, beside): record.digest_path(file) for file in found},
         "models": models,
         "model_sha256": sorted({row.model_sha256 for row in outcome.used if row.model_sha256}),
         "data_sha256": sorted({row.data_sha256 for row in outcome.used if row.data_sha256}),
     }
-
-
-def _relative(file: Path, folder: Path) -> str:
-    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
 def _rule_json(finding: Finding) -> dict[str, Any]:
@@ -190,13 +214,14 @@ def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
         DataError: it is no verdict.
     """
     found = record.read_json(verdict)
-    if not isinstance(found, dict) or not isinstance(found.get("inputs"), dict) or not isinstance(found.get("policy"), dict):
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("inputs", "models", "policy")):
         raise DataError("holds no verdict of a gate", where=str(verdict), fix="run `prefopt gate RUN` first")
-    hashes = {**found["inputs"], **(found.get("models") or {})}
+    hashes = {**found["inputs"], **found["models"]}
     places = {name: verdict.parent / name for name in hashes}
     moved = [name for name, place in places.items() if not place.exists() or record.digest_path(place) != hashes[name]]
-    known = {file.resolve() for file in verdict.parent.glob("*/evaluation.json")}
-    new = sorted(_relative(file, verdict.parent) for file in known - {place.resolve() for place in places.values()})
+    asked = found["stages"] if isinstance(found.get("stages"), list) else None
+    beside = {file.resolve() for file in _files(verdict.parent / str(found.get("run") or "."), asked)}
+    new = sorted(record.relative(file, verdict.parent) for file in beside - {place.resolve() for place in places.values()})
     own = found["policy"].get("sha256")
     if own != record.digest(str(found["policy"].get("text"))) or (policy is not None and own != record.digest(policy.text)):
         moved.append(policy.name if policy else "its own policy text")
@@ -217,11 +242,12 @@ def verdicts(run: Path) -> list[Path]:
 
 
 def lines(outcome: Outcome) -> list[str]:
-    """The verdict as text: one line for the gate, one for each rule."""
+    """The verdict as text: one line for the gate, one for each rule and one for each note."""
     held, asked = (sum(f.status in wanted for f in outcome.findings) for wanted in (("PASS",), ("PASS", "FAIL", "INCONCLUSIVE")))
     head = f"{outcome.verdict}: {held} of {asked} rules hold"
     width = max(len(f.title) for f in outcome.findings)
-    return [head, *(f"  {f.status:<12}  {f.title:<{width}}  {_told(f)}".rstrip() for f in outcome.findings)]
+    rules = [f"  {f.status:<12}  {f.title:<{width}}  {_told(f)}".rstrip() for f in outcome.findings]
+    return [head, *rules, *(f"  note: {note}" for note in outcome.notes)]
 
 
 def _told(finding: Finding) -> str:

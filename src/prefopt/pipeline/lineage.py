@@ -11,6 +11,7 @@ import yaml
 from prefopt.data.read import read
 from prefopt.errors import DataError
 from prefopt.evaluate.guard import Training
+from prefopt.evaluate.table import name_of
 from prefopt.pipeline import record
 from prefopt.types import Example
 
@@ -35,15 +36,19 @@ def training(models: Sequence[str]) -> Training:
     readable = [source for source in sources if all(Path(path).exists() for path in source.paths)]
     gone = [f"{source.stage}: its data are gone" for source in sources if source not in readable]
     files = [path for source in readable for path in source.paths]
-    return Training(lambda: _rows(readable), tuple(dict.fromkeys(files)), tuple(dict.fromkeys([*unknown, *gone])))
+    unknown = list(dict.fromkeys([*unknown, *gone]))
+    return Training(lambda: _rows(readable, unknown), tuple(dict.fromkeys(files)), unknown)
 
 
-def _rows(sources: Sequence[Source]) -> Iterator[Example]:
+def _rows(sources: Sequence[Source], unknown: list[str]) -> Iterator[Example]:
+    """The rows of the sources; of files that changed since training and can no longer be read, `unknown` is told."""
     for source in sources:
         try:
             yield from (row for row in read(list(source.paths), limit=source.limit) if row.where not in source.heldout)
-        except DataError:
-            continue  # files that changed since training and can no longer be read tell nothing
+        except DataError as error:
+            told = f"{source.stage}: its data can no longer be read ({error.what})"
+            if told not in unknown:
+                unknown.append(told)
 
 
 def _sources(model: Path) -> Iterator[Source | str]:
@@ -51,7 +56,7 @@ def _sources(model: Path) -> Iterator[Source | str]:
     folder = model.parent if model.name == "model" else model
     entry, settings = record.read_json(folder / "record.json"), _settings(folder)
     if not isinstance(entry, dict) or not settings:
-        yield f"{model}: no record of what trained it"
+        yield f"{name_of(str(model))}: no record of what trained it"
         return
     if entry.get("kind") == "create":
         return

@@ -22,6 +22,8 @@ from prefopt.errors import TrainingError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "peft", "safetensors", "numpy", "scipy", "pydantic")
 _CHUNK = 1 << 20
+HUB = "hub:"
+"""What the hash of a hub name begins with."""
 _FULL = ("the disk is full", "free some space; the same command goes on from here")
 _CLOSED = ("cannot be written to", "choose another --out")
 _UNWRITABLE = {
@@ -82,6 +84,11 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, so that both can be moved together and nothing is told of the machine."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +105,7 @@ def digest_path(path: str | Path) -> str:
     place = Path(path)
     if place.is_dir():
         return digest({str(file.relative_to(place)): _digest_file(file) for file in _files(place)})
-    return _digest_file(place) if place.is_file() else f"hub:{path}"
+    return _digest_file(place) if place.is_file() else f"{HUB}{path}"
 
 
 def _files(folder: Path) -> Iterator[Path]:

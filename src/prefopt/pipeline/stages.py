@@ -285,7 +285,8 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         shots=options.shots,
         formats=options.formats,
     )
-    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256, "models": {s.path: s.sha256 for s in subjects}}
+    models = {s.path if s.sha256.startswith(record.HUB) else record.relative(Path(s.path), folder): s.sha256 for s in subjects}
+    facts = {"model_sha256": subjects[0].sha256, "data_sha256": bench.data_sha256, "models": models}
     return Done({"evaluation": "evaluation.json"}, facts, suites.run(options.suite, bench))
 
 
@@ -298,15 +299,16 @@ def gate(stage: Stage, folder: Path, context: Context) -> Done:
     unknown = next((name for name in names if name not in context.before), None)
     if unknown is not None:
         raise OptionError(f"no stage before it is called '{unknown}'", where="stages", fix=did_you_mean(unknown, context.before))
-    outcome = gates.decide(context.run, policy, names=names or context.before, write=folder / "gate.json")
+    outcome = gates.decide(context.run, policy, names=names, before=context.before, write=folder / "gate.json")
     return Done({"verdict": "gate.json"}, {"verdict": outcome.verdict}, "\n".join(gates.lines(outcome)))
 
 
 def report(stage: Stage, folder: Path, context: Context) -> Done:
     """One HTML page of the run."""
+    from prefopt.pipeline.gate import changed
     from prefopt.report import build
 
-    page = build(context.run)
+    page = build(context.run, changed=changed)
     return Done({"report": str(Path("..") / page.name)}, {}, str(page))
 
 

@@ -128,6 +128,10 @@ _KL = (
     "How far {model} has moved from {baseline}: the mean log-ratio of its own answers, in nats an answer. 0 is no change; "
     "what it costs is to be weighed against the gold reward."
 )
+_LOG_RATIO = (
+    "How much more probable {model} finds its own answers than {baseline} does, in nats an answer. They were not drawn at temperature 1 "
+    "with nothing left out, so this is no distance between the two."
+)
 _ASKED = "The same requests asked in other ways. A dot far to the left of the first row is a way of asking that the model does not bear."
 _VARIETY_TEXT = "A model that has settled on a few phrases has fewer different words and more likeness between its answers."
 _ABILITY_TEXT = "What training may have cost: tasks with answers that can be checked."
@@ -164,6 +168,7 @@ def plots(found: Evidence) -> list[DotPlot]:
         *(_by_slice(found, "Ways of asking", "reward", _ASKED, metric, both, fixed) for metric in ("gold_asked", "reward_asked")),
         _by_slice(found, "Length", "words an answer", _LENGTH, "length_words", both, lambda v: fixed(v, 1)),
         _by_slice(found, f"Distance to {names['baseline']}", "nats an answer", _KL.format(**names), "kl", both[-1:], fixed, include=(0.0,)),
+        _by_slice(found, "Log-ratio", "nats an answer", _LOG_RATIO.format(**names), "log_ratio", both[-1:], fixed, include=(0.0,)),
         _shares(found, "Variety", _VARIETY_TEXT, _VARIETY, both),
         _by_slice(found, "Entropy", "nats a token", _ENTROPY, "entropy", both, fixed),
         *(

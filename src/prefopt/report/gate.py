@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from prefopt.errors import DataError
 from prefopt.report.folder import Json, Run, items, mapping
 from prefopt.report.words import number
 
+Changed = Callable[[Path], Sequence[str]]
+"""What a gate.json rests on and has changed since; a DataError where it does not tell."""
 TONES = {"PASS": "better", "FAIL": "worse"}
 
 
@@ -24,21 +26,23 @@ class Rule(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A verdict; `stale` where what it rests on has changed since."""
+    """A verdict; `stale` where what it rests on has changed since, `notes` what it says of its evaluations."""
 
     verdict: str
     tone: str
     rules: tuple[Rule, ...]
     stale: bool
+    notes: tuple[str, ...]
 
 
-def gate(run: Run) -> Gate | None:
+def gate(run: Run, changed: Changed) -> Gate | None:
     """The last gate.json of a run; None where there is none that can be read."""
     verdict = str(run.gate.get("verdict") or "")
     if not verdict:
         return None
     told = next((found for name in ("rules", "findings") if (found := [r for r in items(run.gate.get(name)) if isinstance(r, dict)])), [])
-    return Gate(verdict, TONES.get(verdict, "open"), tuple(_rule(found) for found in told), _stale(run))
+    notes = tuple(str(note) for note in items(run.gate.get("notes")))
+    return Gate(verdict, TONES.get(verdict, "open"), tuple(_rule(found) for found in told), _stale(run, changed), notes)
 
 
 def _rule(found: Json) -> Rule:
@@ -50,14 +54,9 @@ def _rule(found: Json) -> Rule:
     return Rule(str(title), status, text, str(found.get("reason") or ""), TONES.get(status, "open"))
 
 
-def _stale(run: Run) -> bool:
-    """Whether a file the verdict rests on is gone or another one now."""
-    return any(_changed(run.judged_in / name, sha) for name, sha in _flat(run.gate.get("inputs")).items())
-
-
-def _flat(inputs: Any) -> Mapping[str, str]:
-    return {name: sha for name, sha in mapping(inputs).items() if isinstance(sha, str) and len(sha) == 64}
-
-
-def _changed(place: Path, sha: str) -> bool:
-    return not place.is_file() or hashlib.sha256(place.read_bytes()).hexdigest() != sha
+def _stale(run: Run, changed: Changed) -> bool:
+    """Whether a verdict no longer holds, or does not say what it rests on."""
+    try:
+        return bool(changed(run.judged_in / "gate.json"))
+    except DataError:
+        return True

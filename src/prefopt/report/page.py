@@ -12,27 +12,31 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from prefopt.report import evidence, inputs, lineage, samples, scatter, training, words
 from prefopt.report.folder import Run, Stage, mapping, read
-from prefopt.report.gate import gate
+from prefopt.report.gate import Changed, gate
 from prefopt.report.verdict import verdict
 
 
-def build(run: str | Path) -> Path:
+def build(run: str | Path, *, changed: Changed) -> Path:
     """Write `report.html` into a run folder (of a recipe or of a single stage) and return its path.
 
     What the folder does not hold is left out, and the page says so.
+
+    Args:
+        run: the folder.
+        changed: what a gate.json rests on and has changed since (`prefopt.pipeline.gate.changed`).
 
     Raises:
         DataError: there is no run in the folder.
     """
     folder = Path(run)
-    text = render(read(folder))
+    text = render(read(folder), changed)
     page, half = folder / "report.html", folder / ".report.html.part"
     half.write_bytes(text.encode("utf-8", "replace"))
     os.replace(half, page)
     return page
 
 
-def render(run: Run) -> str:
+def render(run: Run, changed: Changed) -> str:
     """The page as text."""
     evaluations = [evidence.evidence(stage) for stage in run.stages if stage.evaluation]
     return (
@@ -40,7 +44,7 @@ def render(run: Run) -> str:
         .get_template("report.html.j2")
         .render(
             run=run,
-            gate=gate(run),
+            gate=gate(run, changed),
             verdict=verdict(run, evaluations),
             lineage=lineage.lineage(run),
             frontier=scatter.frontier(evaluations),

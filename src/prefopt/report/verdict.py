@@ -117,6 +117,7 @@ def _tiles(found: Evidence) -> tuple[Tile, ...]:
         ("refuses harmless", "over_refusal", "harmless", percent),
         ("words an answer", "length_words", "all", lambda v: fixed(v, 1)),
         ("nats from baseline", "kl", "all", fixed),
+        ("log-ratio to baseline", "log_ratio", "all", fixed),
     )
     tiles = []
     for label, metric, part, write in wanted:

@@ -5,6 +5,8 @@ Use both orders, or a random one: where the better answer always stands first al
 
 Two conventions differ and are both offered. "binary" bins P(class 1) and compares it with how often class 1 happened; "confidence" bins
 max(p, 1 - p) and compares it with how often the likelier class was right.
+
+A label may be a number between 0 and 1, the share of people who said class 1: then what is stated is compared with the mean label.
 """
 
 from __future__ import annotations
@@ -46,13 +48,13 @@ def expected_calibration_error(
 
     Args:
         probs: [n] probabilities of class 1.
-        labels: [n] of 0 and 1.
+        labels: [n] from 0 to 1.
         bins: how many.
         kind: see the module's text.
         binning: "width" for equal widths with edges (low, high], "mass" for equal numbers of rows (equal probabilities stay together).
 
     Raises:
-        ValueError: no rows, lists of different lengths, probabilities outside [0, 1], labels that are not 0 or 1, or no bins.
+        ValueError: no rows, lists of different lengths, probabilities or labels outside [0, 1], or no bins.
 
     >>> round(expected_calibration_error([0.9, 0.9, 0.1, 0.1], [1, 0, 0, 0], bins=10), 3)
     0.25
@@ -83,7 +85,10 @@ def reliability_curve(
     binning: Binning = "width",
     confidence: float = 0.95,
 ) -> list[Bin]:
-    """The bins that hold rows, each with Wilson's interval of its frequency; arguments and errors as in `expected_calibration_error`."""
+    """The bins that hold rows, each with Wilson's interval of its frequency (on the wide side where labels lie between 0 and 1).
+
+    Arguments and errors as in `expected_calibration_error`.
+    """
     p, y = _columns(probs, labels, kind)
     codes = _bin_codes(p, bins, binning)
     found = []
@@ -103,7 +108,7 @@ def brier(probs: Numbers, labels: Numbers) -> float:
 
     Args:
         probs: [n], or [n, K] with rows that sum to 1.
-        labels: [n] of 0 and 1, or of classes from 0.
+        labels: [n] from 0 to 1, or of classes from 0.
 
     Raises:
         ValueError: no rows, lists of different lengths, or numbers that are no probabilities or labels.
@@ -132,32 +137,33 @@ def brier_interval(probs: Numbers, labels: Numbers, *, clusters: Sequence[Hashab
 def fit_temperature(margins: Numbers, labels: Numbers) -> float:
     """The T > 0 for which sigmoid(margin / T) has the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, sec. 4.2).
 
-    No decision changes, for the sign of a margin stays. T = 1 where the margins are calibrated, above 1 where they are too sure.
+    A label between 0 and 1 weighs both classes: -y log s - (1 - y) log(1 - s), s = sigmoid(margin / T). No decision changes, for the sign
+    of a margin stays. T = 1 where the margins are calibrated, above 1 where they are too sure.
 
     Args:
         margins: [n] log-odds of class 1, in nats.
-        labels: [n] of 0 and 1.
+        labels: [n] from 0 to 1.
 
     Returns:
-        T, between 1e-3 and 1e3: the lower end where every label agrees with its margin's sign (more confidence is always better then),
-        the upper end where the margins say nothing or the opposite.
+        T, between 1e-3 and 1e3: the lower end where every label is 0 or 1 as its margin's sign says (more confidence is always better
+        then), the upper end where the margins say nothing or the opposite.
 
     Raises:
-        ValueError: no rows, lists of different lengths, margins that are not finite, or labels that are not 0 or 1.
+        ValueError: no rows, lists of different lengths, margins that are not finite, or labels outside [0, 1].
     """
     x, y = np.asarray(margins, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if len(x) != len(y) or not len(x) or not np.isfinite(x).all() or not np.isin(y, (0, 1)).all():
-        raise ValueError("finite margins and as many labels of 0 and 1, one or more")
-    signed = np.where(y == 1, x, -x)
+    if len(x) != len(y) or not len(x) or not np.isfinite(x).all() or not ((y >= 0) & (y <= 1)).all():
+        raise ValueError("finite margins and as many labels from 0 to 1, one or more")
 
     def slope(log_t: float) -> float:
-        """Of the negative log-likelihood by log T, up to a positive factor; it changes sign once, from - to +."""
-        return float((signed * _sigmoid(-signed * np.exp(-log_t))).mean())
+        """Of the negative log-likelihood by log T, up to a positive factor: mean x (y - s), which grows with T and changes sign once."""
+        u = x * np.exp(-log_t)
+        return float((x * (y * _sigmoid(-u) - (1 - y) * _sigmoid(u))).mean())
 
     low, high = math.log(1e-3), math.log(1e3)
-    if slope(low) >= 0:
-        return 1e-3
-    return 1e3 if slope(high) <= 0 else math.exp(float(brentq(slope, low, high, xtol=1e-12)))
+    if slope(high) <= 0:
+        return 1e3
+    return 1e-3 if slope(low) >= 0 else math.exp(float(brentq(slope, low, high, xtol=1e-12)))
 
 
 def calibration_interval(
@@ -182,7 +188,7 @@ def calibration_interval(
 
     Args:
         probs: as in `expected_calibration_error`, and so on.
-        labels: [n] of 0 and 1.
+        labels: [n] from 0 to 1.
         bins: how many.
         rng: the randomness.
         kind: see the module's text.
@@ -245,8 +251,8 @@ def _columns(probs: Numbers, labels: Numbers, kind: Kind) -> tuple[Floats, Float
     p, y = np.asarray(probs, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if p.ndim != 1 or p.shape != y.shape or not len(p):
         raise ValueError(f"as many labels as probabilities, one or more: found {y.shape} and {p.shape}")
-    if not ((p >= 0) & (p <= 1)).all() or not np.isin(y, (0, 1)).all():
-        raise ValueError("probabilities lie from 0 to 1, and labels are 0 or 1")
+    if not all(((x >= 0) & (x <= 1)).all() for x in (p, y)):
+        raise ValueError("probabilities and labels lie from 0 to 1")
     if kind == "binary":
         return p, y
     if kind != "confidence":
