@@ -174,6 +174,21 @@ def test_from_python(base: Path, data: Data, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_a_process_takes_its_device_before_its_model_is_loaded(
+    base: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt import train
+    from prefopt.pipeline import stages
+    from prefopt.training import distributed
+
+    order: list[str] = []
+    for module, name in ((distributed, "start"), (stages, "open_model")):
+        does = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _does=does, _name=name, **k: (order.append(_name), _does(*a, **k))[1])
+    train("dpo", model=base, data=data("pairs"), out=tmp_path, train={"steps": 1})
+    assert order[:2] == ["start", "open_model"]
+
+
 # --- bad input
 
 PAIR = rows("pairs", 1)[0]

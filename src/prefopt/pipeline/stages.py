@@ -39,9 +39,11 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     from prefopt.losses.methods import METHODS
     from prefopt.pack.prepare import prepare
     from prefopt.rollout.rewards import build as build_reward
+    from prefopt.training import distributed
     from prefopt.training.fit import fit
     from prefopt.training.setup import Setup
 
+    distributed.start()  # before a model is loaded, which goes to this process's own device
     settings, method = stage.sections, METHODS[stage.kind]
     data, seed = settings["data"], settings["train"].seed
     model = _to_train(stage)

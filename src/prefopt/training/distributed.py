@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def start() -> None:
-    """Join the process group when a launcher set WORLD_SIZE (nccl on CUDA, gloo on a CPU)."""
+    """Join the process group when a launcher set WORLD_SIZE (nccl on CUDA, gloo on a CPU), each process on the device of its LOCAL_RANK."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
