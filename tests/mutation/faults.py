@@ -452,7 +452,7 @@ JOB: tuple[Line, ...] = (
     ("the critic never learns", "def accumulate", "for optimizer in self.optimizers.values():", "for optimizer in [self.optimizer]:"),
 )
 COUPLING: tuple[Line, ...] = (
-    ("reference point of matched rows", "", "job.batches(mismatched(trees))", "job.batches(trees)"),
+    ("reference point of matched rows", "", "job.batches(mismatched(trees, limit_of(job.model)))", "job.batches(trees)"),
     ("reference point turned round", "", "view.logps_T - view.ref_logps_T", "view.ref_logps_T - view.logps_T"),
     ("reference point per token", "", "rows += batch.sequences", "rows += len(batch.target_T)"),
     ("shift not halved", "", "if stat.count) / 2", "if stat.count)"),

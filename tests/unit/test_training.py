@@ -26,6 +26,7 @@ from prefopt.training import loop
 from prefopt.training.fit import Interrupted, fit
 from prefopt.training.setup import Setup
 from prefopt.types import TokenTree
+from tests.tiny import random_tree
 from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
 
 AT_REFERENCE = {
@@ -246,6 +247,12 @@ def test_a_coupled_method_takes_another_rows_loss_in(tmp_path: Path) -> None:
     run(tmp_path / "one", "aot", mix={"wpo": 0.5, "sft": 0.1})
     run(tmp_path / "many", "aot", mix={"wpo": 0.5, "sft": 0.1}, train={"micro_tokens": 60})
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "many"), rel=1e-4)
+
+
+def test_mismatched_rows_fit_in_a_model_with_a_table_of_positions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    long = [random_tree(rng, *shape, index=i) for i, shape in enumerate([(120, (8, 5)), (3, (125, 70))] * 2)]
+    fit(Setup(method="kto"), language_model(family="gpt2"), Prepared(long, [], Preflight(None, None)), out=tmp_path)
 
 
 def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -45,6 +45,11 @@ def base_of(model: Any) -> PreTrainedModel:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def limit_of(model: Any) -> int | None:
+    """Longest sequence the model was built for, in tokens; None where it has no limit."""
+    return getattr(base_of(model).config, "max_position_embeddings", None) or None
+
+
 def layers_of(model: Any) -> list[Any]:
     """The decoder layers, in order; empty where the model keeps them where we do not know."""
     backbone = base_of(model).base_model
