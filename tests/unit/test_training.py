@@ -6,9 +6,12 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +26,11 @@ from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
 from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
 from prefopt.training import loop
+from prefopt.training.coupling import mismatched_kl
 from prefopt.training.fit import Interrupted, fit
-from prefopt.training.setup import Setup
+from prefopt.training.loop import evaluate
+from prefopt.training.rounds import measure
+from prefopt.training.setup import Setup, build_job
 from prefopt.types import TokenTree
 from tests.tiny import random_tree
 from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
@@ -103,6 +109,20 @@ def test_lora_dropout_survives_a_stop_to_the_bit(tmp_path: Path, monkeypatch: py
     resumed = run(tmp_path / "stopped", lora=lora, train={"steps": 5})
     assert metrics_of(tmp_path / "straight") == metrics_of(tmp_path / "stopped")
     _assert_same_weights(straight.model, resumed.model, 0.0)
+
+
+@pytest.mark.parametrize("measured", [evaluate, measure, mismatched_kl, lambda job, trees: job.reference.logps(job.lay_out(trees))])
+def test_nothing_is_measured_under_dropout(measured: Callable[..., Any]) -> None:
+    trees, setup = rows_for("kto", 4), Setup(method="kto", lora=LoraSettings(rank=2, dropout=0.5))
+    with ExitStack() as stack:
+        job = build_job(setup, language_model(), trees, stack, print)
+        for name, weight in job.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight.data)
+        job.reference.sync(job.model, 1.0)
+        first, second = (str(measured(job, trees)) for _ in range(2))
+        assert first == second
+        assert job.model.training
 
 
 def test_checkpoints_of_other_settings_are_refused(tmp_path: Path) -> None:
@@ -228,6 +248,7 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
         ({"train": {"patience": 2}}, "patience"),
         ({"heldout": 4, "train": {"keep_best": "eval/nothing"}}, "not measured"),
         ({"lora": LoraSettings(rank=2, targets=["no_such_layer"])}, "no_such_layer"),
+        ({"method": "aot", "lora": LoraSettings(rank=2, dropout=0.1)}, "dropout"),
         ({"rows": 0}, "no rows"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 
 from prefopt.errors import OptionError
 from prefopt.losses.reduce import reduce
-from prefopt.model.forward import limit_of
+from prefopt.model.forward import evaluating, limit_of
 from prefopt.pack.plan import mismatched
 from prefopt.training import distributed
 from prefopt.training.job import Job
@@ -55,7 +55,8 @@ def mismatched_kl(job: Job, trees: Sequence[TokenTree]) -> torch.Tensor:
     """mean_i of log pi/ref of another row's completions under prompt i (arXiv 2402.01306, section 4.1); the loss clamps it at 0."""
     total = rows = 0.0
     for batch in job.batches(mismatched(trees, limit_of(job.model))):
-        view = job.look(batch)
+        with evaluating(job.model):
+            view = job.look(batch)
         assert view.logps_T is not None
         assert view.ref_logps_T is not None
         total += float((view.logps_T - view.ref_logps_T).sum())

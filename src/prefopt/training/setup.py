@@ -135,6 +135,9 @@ class Setup:
             raise OptionError(
                 f"{self.method} measures prompts with other rows' completions, anew each epoch", where="reference.cache", fix=fix
             )
+        if self.row.coupling == "batch" and self.lora.dropout:
+            what = f"{self.method} reads the rows of a step twice, and dropout would differ"
+            raise OptionError(what, where="lora.dropout", fix="set lora.dropout=0")
         if self.row.online is not None:
             check_online(self, self.row.online)
 
