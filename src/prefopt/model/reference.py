@@ -150,7 +150,7 @@ class AdapterReference:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """See `Reference`."""
         weights = dict(self.model.named_parameters())
-        self._adapter = {name: like(tensor.clone(), weights[name]) for name, tensor in state.items()}
+        self._adapter = {name: like(tensor.to(weights[name].device, copy=True), weights[name]) for name, tensor in state.items()}
 
 
 class CachedReference:
