@@ -26,7 +26,7 @@ from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
 from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
 from prefopt.training import loop
-from prefopt.training.coupling import mismatched_kl
+from prefopt.training.coupling import couple, mismatched_kl
 from prefopt.training.fit import Interrupted, fit
 from prefopt.training.loop import evaluate
 from prefopt.training.rounds import measure
@@ -268,6 +268,13 @@ def test_a_coupled_method_takes_another_rows_loss_in(tmp_path: Path) -> None:
     run(tmp_path / "one", "aot", mix={"wpo": 0.5, "sft": 0.1})
     run(tmp_path / "many", "aot", mix={"wpo": 0.5, "sft": 0.1}, train={"micro_tokens": 60})
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "many"), rel=1e-4)
+
+
+def test_a_rank_without_rows_knows_what_couples_the_others() -> None:
+    trees = rows_for("bco", 2)
+    with ExitStack() as stack:
+        job = build_job(Setup(method="bco"), language_model(), trees, stack, print)
+        assert couple(job, trees, [], {}).known["delta"] == 0
 
 
 def test_mismatched_rows_fit_in_a_model_with_a_table_of_positions(tmp_path: Path) -> None:

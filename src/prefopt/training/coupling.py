@@ -42,7 +42,7 @@ def couple(job: Job, trees: Sequence[TokenTree], batches: Sequence[Batch], count
     if job.method.coupling == "mismatched_kl":
         return Coupling({"kl": mismatched_kl(job, trees)})
     if job.method.coupling == "reward_shift":
-        return Coupling({"delta": torch.tensor(mean_of_classes(job.shift), dtype=torch.float32, device=batches[0].source_T.device)})
+        return Coupling({"delta": torch.tensor(mean_of_classes(job.shift), dtype=torch.float32)})
     if job.method.coupling == "batch":
         if distributed.world_size() > 1:
             raise OptionError("this method's loss mixes the rows of a step", fix="run it as one process")
