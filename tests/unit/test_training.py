@@ -248,6 +248,8 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
         ({"train": {"patience": 2}}, "patience"),
         ({"heldout": 4, "train": {"keep_best": "eval/nothing"}}, "not measured"),
         ({"lora": LoraSettings(rank=2, targets=["no_such_layer"])}, "no_such_layer"),
+        ({"lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other", sync_every=2)}, "follow an adapter"),
+        ({"method": "iterative_dpo", "lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other")}, "follow an adapter"),
         ({"method": "aot", "lora": LoraSettings(rank=2, dropout=0.1)}, "dropout"),
         ({"rows": 0}, "no rows"),
     ],

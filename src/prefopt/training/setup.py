@@ -123,23 +123,28 @@ class Setup:
             raise OptionError("heads are either members of an ensemble or attributes", where="heads.count", fix="leave one of them out")
         if self.heads != HeadSettings() and self.row.reads != "scores":
             raise OptionError(f"{self.method} trains no reward model", where="heads", fix="leave the heads options out")
-        asked = self.reference != ReferenceSettings()
-        if asked and not self.needs_reference:
-            raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
-        if self.reference.cache and self.reference.sync_every:
-            raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
+        self._check_reference()
         if self.train.shard:
             check_shard(self)
-        if self.reference.cache and self.row.coupling == "mismatched_kl":
-            fix = "set reference.cache=false"
-            raise OptionError(
-                f"{self.method} measures prompts with other rows' completions, anew each epoch", where="reference.cache", fix=fix
-            )
         if self.row.coupling == "batch" and self.lora.dropout:
             what = f"{self.method} reads the rows of a step twice, and dropout would differ"
             raise OptionError(what, where="lora.dropout", fix="set lora.dropout=0")
         if self.row.online is not None:
             check_online(self, self.row.online)
+
+    def _check_reference(self) -> None:
+        asked = self.reference != ReferenceSettings()
+        if asked and not self.needs_reference:
+            raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
+        if self.reference.cache and self.reference.sync_every:
+            raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
+        follows = self.reference.sync_every or (self.row.online is not None and self.row.online.anew == "reference")
+        if follows and self.reference.path is not None and self.lora.rank:
+            what, fix = "a reference with weights of its own cannot follow an adapter", "leave reference.path out, or train all weights"
+            raise OptionError(what, where="reference.path", fix=fix)
+        if self.reference.cache and self.row.coupling == "mismatched_kl":
+            what = f"{self.method} measures prompts with other rows' completions, anew each epoch"
+            raise OptionError(what, where="reference.cache", fix="set reference.cache=false")
 
 
 def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], stack: ExitStack, say: Say) -> Job:
