@@ -240,6 +240,17 @@ def test_tools_and_what_messages_carry_reach_the_template() -> None:
     assert tree.prompt.tolist() == renderer.prompt_ids(messages[:1], example.tools).tolist()
 
 
+def test_arguments_given_as_json_are_written_once() -> None:
+    renderer = RENDERERS["chatml"]
+
+    def shown(arguments: object) -> str:
+        call = Message("assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]})
+        return renderer.decode(ids_of(renderer.tree(row((Message("user", "Rain?"), call), 1))))
+
+    assert shown('{"town": "Alm"}') == shown({"town": "Alm"})
+    assert '"Alm, and' in shown("Alm, and"), "what is no JSON of an object stays"
+
+
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
 def test_pieces_are_the_text_with_its_scored_part(name: str) -> None:
     renderer = RENDERERS[name]

@@ -15,6 +15,7 @@ What holds, and is tested on several template shapes:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -246,9 +247,10 @@ class Renderer:
             self._check(message, self.template)
         if tools and "tools" not in self.template:
             raise TemplateError("the row has tools and the chat template does not show them to the model", fix=WAYS_OUT)
+        said = [message.to_dict() for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                [message.to_dict() for message in messages],
+                _unquoted(said) if "tojson" in self.template else said,
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=self.template,
                 add_generation_prompt=generation,
@@ -318,6 +320,24 @@ def _messages(completion: Completion) -> Messages:
     if not messages:
         raise DataError("a completion has no messages", fix="Give at least one message of the role assistant.")
     return messages
+
+
+def _unquoted(value: Any) -> Any:
+    """Messages whose tool calls have the JSON of their arguments read: a template that writes JSON would write it a second time."""
+    if isinstance(value, list | tuple):
+        return [_unquoted(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _object(item) if key == "arguments" else _unquoted(item) for key, item in value.items()}
+
+
+def _object(value: Any) -> Any:
+    """The object that a string holds as JSON; anything else as it is."""
+    try:
+        found = json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+    return found if isinstance(found, dict) else value
 
 
 def _steps(text: str, stop: str, completion: Completion) -> list[_Piece]:
