@@ -301,6 +301,15 @@ def test_a_saved_tokenizer_renders_the_same(tmp_path: Path) -> None:
     assert ids_of(again.tree(row(conversation(4), 1))) == ids_of(renderer.tree(row(conversation(4), 1)))
 
 
+def test_a_template_that_prints_the_date_gives_the_same_tokens_tomorrow(tmp_path: Path) -> None:
+    own = RENDERERS["chatml"].template
+    today = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}Today is {{ day }}."
+    renderer = Renderer(tokenizer("chatml"), today + own)
+    assert "Today is 26 Jul 2024." in renderer.decode(renderer.prompt_ids((Message("user", "Hi"),)))
+    renderer.save(tmp_path)
+    assert "strftime_now('%d %b %Y')" in (tmp_path / "chat_template.jinja").read_text()
+
+
 def test_a_template_file_and_its_source(tmp_path: Path) -> None:
     source = SHAPES["chatml"] or ""
     (tmp_path / "own.jinja").write_text(source)

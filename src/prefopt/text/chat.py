@@ -7,7 +7,7 @@ no token spans the border of a prompt and its answer, as in sampling, where the 
 What holds, and is tested on several template shapes:
 
 * the text is what the tokenizer's `apply_chat_template` writes, up to the last answer's stop token (the line break that many
-  templates put after it belongs to nobody and is left out);
+  templates put after it belongs to nobody and is left out), on a fixed day where a template prints today's date;
 * what comes before an answer is the generation prompt, character for character;
 * `parse` gives back the messages that were rendered;
 * history only extends: a template that rewrites earlier turns once later ones follow is refused.
@@ -28,7 +28,7 @@ import jinja2
 import numpy as np
 
 from prefopt.errors import DataError, ModelError, PrefoptError, TemplateError
-from prefopt.text.template import END, WAYS_OUT, Joint, joints, parse, resolve
+from prefopt.text.template import END, WAYS_OUT, Joint, dated, joints, parse, resolve
 from prefopt.text.tokens import Tokens, fingerprint
 from prefopt.types import Branch, Completion, Example, IntArray, Message, Text, TokenTree
 
@@ -252,7 +252,7 @@ class Renderer:
             text = self.tokenizer.apply_chat_template(
                 _unquoted(said) if "tojson" in self.template else said,
                 tools=[dict(tool) for tool in tools] or None,
-                chat_template=self.template,
+                chat_template=dated(self.template),
                 add_generation_prompt=generation,
                 tokenize=False,
             )
