@@ -22,10 +22,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS
+from prefopt.model.load import load_causal
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
 from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
 from prefopt.training import loop
+from prefopt.training import setup as jobs
 from prefopt.training.coupling import couple, mismatched_kl
 from prefopt.training.fit import Interrupted, fit
 from prefopt.training.loop import evaluate
@@ -298,6 +300,15 @@ def test_another_model_can_be_the_reference(tmp_path: Path) -> None:
     language_model(seed=5).save(tmp_path / "other")
     run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")))
     assert losses_of(tmp_path / "run")[0] != pytest.approx(math.log(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_another_model_is_read_as_the_policy_computes(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model(seed=5).save(tmp_path / "other")
+    asked = []
+    monkeypatch.setattr(jobs, "load_causal", lambda settings: (asked.append(settings.dtype), load_causal(settings))[1])
+    run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")), train={"steps": 1, "precision": precision})
+    assert asked == [precision]
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:

@@ -116,12 +116,14 @@ def _to_train(stage: Stage) -> Any:
     from prefopt.losses.methods import METHODS
     from prefopt.model.reading import Reading
 
-    method, settings, seed = METHODS[stage.kind].mixed(stage.mix), stage.sections["model"], stage.sections["train"].seed
+    method, settings, train = METHODS[stage.kind].mixed(stage.mix), stage.sections["model"], stage.sections["train"]
+    if settings.dtype == "auto" and (not stage.sections["lora"].rank or train.precision == "fp32"):
+        settings = replace(settings, dtype="fp32")  # masters must not start from rounded weights
     if method.reads != "scores":
-        return open_model(settings, kind="policy", seed=seed)
+        return open_model(settings, kind="policy", seed=train.seed)
     reading = Reading.of_heads(stage.sections["heads"], steps=method.unit == "step")
     shape: dict[str, Any] = {"outputs": len(reading.outputs), "language_head": "logps" in method.readings}
-    model = open_model(settings, kind="reward", seed=seed, **shape)
+    model = open_model(settings, kind="reward", seed=train.seed, **shape)
     model.reading = reading
     return model
 

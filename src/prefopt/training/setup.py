@@ -356,8 +356,8 @@ def _other_model(path: str, model: LanguageModel) -> Any:
     if other != model.tokenizer.get_vocab():
         what = f"the reference's vocabulary ({len(other)} tokens) is not the policy's ({len(model.tokenizer.get_vocab())})"
         raise ModelError(what, where=path, fix="reference.path must be a model with the policy's own tokenizer")
-    frozen: Any = load_causal(ModelSettings(path=path))
-    frozen.to(next(base_of(model.model).parameters()).dtype)
+    dtype = next(base_of(model.model).parameters()).dtype
+    frozen: Any = load_causal(ModelSettings(path=path, dtype="bf16" if dtype == torch.bfloat16 else "fp32"))
     sizes = [m.get_output_embeddings().weight.shape[0] for m in (frozen, base_of(model.model))]
     if sizes[0] != sizes[1]:
         raise ModelError(f"the reference has {sizes[0]} output tokens, the policy {sizes[1]}", where=path, fix="use one vocabulary size")
