@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
+from prefopt.errors import ModelError, TrainingError
 from prefopt.model import blocks
 from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
 from prefopt.model.blocks import Block, causal_bias
-from prefopt.model.forward import policy_logps, reward_scores
+from prefopt.model.forward import policy_logps, reward_scores, scored_states
 from prefopt.model.selfcheck import self_check
 from prefopt.pack.tree import pack, pad
+from prefopt.training.setup import check_start
 from prefopt.types import TreeSpan
 from tests.tiny import FALL_BACK, FAMILIES, random_trees, tiny_model
 
@@ -49,15 +53,59 @@ def test_self_check_falls_back_and_the_padded_path_works(family: str) -> None:
     assert torch.isfinite(policy_logps(model, pad(trees)).logps_T).all()
 
 
+def causal(layout: TreeLayout) -> tuple[Block]:
+    """The blocks of a mask that lets branches see each other."""
+    whole = slice(0, layout.spans[-1].end)
+    return (Block(whole, (whole,), True),)
+
+
 def test_self_check_refuses_a_layout_that_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask that lets branches see each other changes the values, and is caught."""
-
-    def causal(layout: TreeLayout) -> tuple[Block]:
-        whole = slice(0, layout.spans[-1].end)
-        return (Block(whole, (whole,), True),)
-
+    """It changes the values, and is caught."""
     monkeypatch.setattr(TreeLayout, "blocks", property(causal, lambda self, value: None), raising=False)
     assert self_check(tiny_model(), random_trees(1)).layout == "padded"
+
+
+def large_logits() -> Any:
+    """A model in bf16 whose largest logit is 60, where bf16 counts in quarters."""
+    model, batch = tiny_model(), pad(random_trees(1)[:4])
+    states, head = scored_states(model, batch)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(60 / head.logits(states).abs().max())
+    return model.to(torch.bfloat16)
+
+
+def test_rounding_of_large_logits_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = self_check(large_logits(), random_trees(1))
+    assert found.layout == "packed"
+    assert found.difference > 0.25
+    monkeypatch.setattr(TreeLayout, "blocks", property(causal, lambda self, value: None), raising=False)
+    assert self_check(large_logits(), random_trees(1)).layout == "padded"
+
+
+@pytest.mark.parametrize(("apart", "fine"), [(0.5, True), (2.0, False), (-0.5, False)])
+def test_policy_and_reference_may_start_a_rounding_apart(apart: float, fine: bool) -> None:
+    """On one token by so much, or on all of them where it is negative."""
+    model = large_logits()
+
+    def look(batch: Any) -> Any:
+        with torch.no_grad():
+            logps_T = policy_logps(model, batch).logps_T
+        where_T = torch.arange(len(logps_T)) == 3 if apart > 0 else torch.ones_like(logps_T)
+        return SimpleNamespace(logps_T=logps_T, ref_logps_T=logps_T + apart * where_T)
+
+    job: Any = SimpleNamespace(model=model, temperature=1.0, lay_out=pad, look=look)
+    if fine:
+        check_start(job, random_trees(1)[:4])
+        return
+    with pytest.raises(TrainingError, match="policy and reference differ"):
+        check_start(job, random_trees(1)[:4])
+
+
+def test_a_head_that_scales_is_refused_however_large_its_logits_are() -> None:
+    model = large_logits()
+    model.lm_head.register_forward_hook(lambda head, given, logits: 1.1 * logits)
+    with pytest.raises(ModelError, match="fused head"):
+        self_check(model, random_trees(1))
 
 
 def test_packed_attention_is_undone() -> None:

@@ -14,10 +14,11 @@ import torch
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS, Method
 from prefopt.model.attention import NAME, packed_attention
-from prefopt.model.forward import base_of, layers_of
+from prefopt.model.forward import base_of, layers_of, scored_states
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
 from prefopt.model.room import free_memory
+from prefopt.model.selfcheck import alike, size_of
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
@@ -371,11 +372,17 @@ def check_start(job: Job, trees: Sequence[TokenTree]) -> None:
     Raises:
         TrainingError: they differ, so every loss would be wrong.
     """
-    view = job.look(job.lay_out(trees))
+    batch = job.lay_out(trees)
+    view, dtype = job.look(batch), next(base_of(job.model).parameters()).dtype
     assert view.logps_T is not None
     assert view.ref_logps_T is not None
-    difference = float((view.logps_T - view.ref_logps_T).abs().max()) if len(view.logps_T) else 0.0
-    tolerance = 1e-4 if next(base_of(job.model).parameters()).dtype == torch.float32 else 0.25
-    if not difference <= tolerance:
+    gap_T = (view.logps_T - view.ref_logps_T).abs()
+    size = 0.0
+    if dtype == torch.bfloat16:
+        states_TD, head = scored_states(job.model, batch, temperature=job.temperature)
+        worst = gap_T.topk(min(64, len(gap_T))).indices
+        size = size_of(head.logits(states_TD[worst]), batch.target_T[worst])
+    if not alike(view.logps_T, view.ref_logps_T, dtype, size):
+        difference = float(gap_T.max())
         what = f"before the first step policy and reference differ by {difference:.2g} nats on a token"
         raise TrainingError(what, where="reference", fix="clear the reference cache (PREFOPT_CACHE), or report this")
