@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from prefopt.errors import ModelError, TrainingError
-from prefopt.model import blocks
+from prefopt.model import attention, blocks
 from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
 from prefopt.model.blocks import Block, causal_bias
 from prefopt.model.forward import policy_logps, reward_scores, scored_states
@@ -72,6 +72,23 @@ def large_logits() -> Any:
     with torch.no_grad():
         model.lm_head.weight.mul_(60 / head.logits(states).abs().max())
     return model.to(torch.bfloat16)
+
+
+def test_self_check_goes_back_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, out: torch.Tensor) -> torch.Tensor:
+            return out.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *_: torch.Tensor) -> None:
+            raise RuntimeError("out of shared memory")
+
+    attend = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *given: OneWay.apply(attend(*given)))
+    assert self_check(tiny_model(), random_trees(1)).layout == "packed"
+    found = self_check(tiny_model(), random_trees(1), backward=True)
+    assert (found.layout, found.reason) == ("padded", "out of shared memory")
 
 
 def test_rounding_of_large_logits_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +225,29 @@ def test_the_block_mask_is_the_rule(window: int | None) -> None:
         flex = flex_attention(q, k, v, block_mask=layout.block_mask(window))
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_dense(layout, window))
     torch.testing.assert_close(flex, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_a_kernel_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention as on CUDA, but for the code it would make: torch falls back to the dense form in silence beyond eight."""
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    compiled, before = torch.compile, config.recompile_limit
+    monkeypatch.setattr(torch, "compile", lambda made, **how: compiled(made, backend="eager", **how))
+    kernel = attention._compiled_flex([])
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: kernel)
+    layout, given = TreeLayout(SPANS, torch.device("cpu")), torch.randn(1, 2, SPANS[-1].end, 16)
+
+    def flex(window: int | None) -> torch.Tensor:
+        with torch.no_grad():
+            return attention._flex(given, given, given, layout, 0.25, window, None)
+
+    flex(None)
+    monkeypatch.setattr(attention, "KERNELS", 1)
+    with pytest.raises(FailOnRecompileLimitHit):
+        flex(3)
+    monkeypatch.undo()
+    assert config.recompile_limit == before
 
 
 def _gradient(model: torch.nn.Module, logps_T: torch.Tensor, slope_T: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,8 @@ class SelfCheck:
 
 
 @torch.no_grad()
-def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4) -> SelfCheck:
-    """Compare packed with plain padded values on the first `rows` trees.
+def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4, backward: bool = False) -> SelfCheck:
+    """Compare packed with plain padded values on the first `rows` trees; with `backward` go back through the packed path too.
 
     Raises:
         ModelError: even the padded path disagrees with the model's own logits, so its head does something we do not know.
@@ -45,6 +45,9 @@ def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", 
     try:
         with packed_attention(base):
             found = read(model, packed)
+            if backward:
+                with torch.enable_grad():
+                    torch.autograd.grad(read(model, packed).sum(), list(base.get_input_embeddings().parameters()))
         difference = float((found - own).abs().max())
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         return SelfCheck("padded", float("nan"), str(error).split("\n")[0])
