@@ -25,7 +25,7 @@ class ModelSettings:
     path: str
     """Required. A Hugging Face folder or hub name."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the weights are loaded in; auto is fp32 on a CPU and for full training, bf16 on a GPU otherwise."""
+    """What the weights are loaded in; auto is bf16 on a GPU, but fp32 for training of all weights or with train.precision=fp32."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random starts from the folder's config.json alone, for pretraining from scratch."""
     chat_template: str | None = None

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from prefopt.errors import OptionError
+from prefopt.training import shard
 from tests.ranks import together
 from tests.worlds import language_model, metrics_of, run
 
@@ -116,6 +117,19 @@ def test_launchers_start_the_ranks(launcher: list[str], tmp_path: Path) -> None:
     for mine, theirs in zip(metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two" / "dpo"), strict=True):
         assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
         assert mine["loss" if "loss" in mine else "eval/loss"] != 0
+
+
+def test_ranks_count_their_passes_where_they_can_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        pass
+
+    def all_reduce(tensor: torch.Tensor, *_: object) -> None:
+        raise Seen(tensor.device)
+
+    monkeypatch.setattr(shard, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(shard.dist, "all_reduce", all_reduce)
+    with pytest.raises(Seen, match="meta"):
+        shard.as_many([], lambda: None)
 
 
 def test_one_process_has_nothing_to_split_over(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from prefopt.errors import OptionError
 from prefopt.losses.methods import METHODS
+from prefopt.pipeline.run import Fault
 from tests.e2e.conftest import Prefopt, rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,6 +173,47 @@ def test_from_python(base: Path, data: Data, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"prefopt\.train: train\.stesp: unknown key"):
         prefopt.train("dpo", model=base, data=data("pairs"), out=tmp_path / "no", train={"stesp": 2})
     assert not (tmp_path / "no").exists()
+
+
+def test_a_process_takes_its_device_before_its_model_is_loaded(
+    base: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefopt import train
+    from prefopt.pipeline import stages
+    from prefopt.training import distributed
+
+    order: list[str] = []
+    for module, name in ((distributed, "start"), (stages, "open_model")):
+        does = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _does=does, _name=name, **k: (order.append(_name), _does(*a, **k))[1])
+    train("dpo", model=base, data=data("pairs"), out=tmp_path, train={"steps": 1})
+    assert order[:2] == ["start", "open_model"]
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({}, "fp32"),
+        ({"lora": {"rank": 2}}, "auto"),
+        ({"lora": {"rank": 2}, "train.precision": "fp32"}, "fp32"),
+        ({"model.dtype": "bf16"}, "bf16"),
+    ],
+)
+def test_masters_do_not_start_from_rounded_weights(
+    base: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], dtype: str
+) -> None:
+    from prefopt import train
+    from prefopt.pipeline import stages
+
+    class Asked(Exception):
+        pass
+
+    def opened(settings: Any, **_: Any) -> None:
+        raise Asked(settings.dtype)
+
+    monkeypatch.setattr(stages, "open_model", opened)
+    with pytest.raises(Fault, match=f"Asked: {dtype}$"):
+        train("dpo", model=base, data=data("pairs"), out=tmp_path, **options)
 
 
 # --- bad input

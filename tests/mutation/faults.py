@@ -452,7 +452,7 @@ JOB: tuple[Line, ...] = (
     ("the critic never learns", "def accumulate", "for optimizer in self.optimizers.values():", "for optimizer in [self.optimizer]:"),
 )
 COUPLING: tuple[Line, ...] = (
-    ("reference point of matched rows", "", "job.batches(mismatched(trees))", "job.batches(trees)"),
+    ("reference point of matched rows", "", "job.batches(mismatched(trees, limit_of(job.model)))", "job.batches(trees)"),
     ("reference point turned round", "", "view.logps_T - view.ref_logps_T", "view.ref_logps_T - view.logps_T"),
     ("reference point per token", "", "rows += batch.sequences", "rows += len(batch.target_T)"),
     ("shift not halved", "", "if stat.count) / 2", "if stat.count)"),
@@ -486,7 +486,7 @@ CHECKPOINT: tuple[Line, ...] = (
     ("written in place", "def save", "_put(draft, place)", "shutil.copytree(draft, place, dirs_exist_ok=True)"),
     ("draft left behind", "def save", "shutil.rmtree(draft, ignore_errors=True)", "pass"),
     ("damaged checkpoint is silence", "def restore", "if damage is not None:", "if False:"),
-    ("generator not put back", "def set_generator_state", "generator.set_state(", "torch.Generator().set_state("),
+    ("generator not put back", "def set_generator_states", "generator.set_state(", "torch.Generator().set_state("),
 )
 STREAM: tuple[Line, ...] = (
     ("rows of the step before", "def step", "self.plan.step(step)]", "self.plan.step(max(0, step - 1))]"),

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from prefopt.model import blocks
+from prefopt.errors import ModelError, TrainingError
+from prefopt.model import attention, blocks
 from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
 from prefopt.model.blocks import Block, causal_bias
-from prefopt.model.forward import policy_logps, reward_scores
+from prefopt.model.forward import policy_logps, reward_scores, scored_states
 from prefopt.model.selfcheck import self_check
 from prefopt.pack.tree import pack, pad
+from prefopt.training.setup import check_start
 from prefopt.types import TreeSpan
 from tests.tiny import FALL_BACK, FAMILIES, random_trees, tiny_model
 
@@ -49,15 +53,76 @@ def test_self_check_falls_back_and_the_padded_path_works(family: str) -> None:
     assert torch.isfinite(policy_logps(model, pad(trees)).logps_T).all()
 
 
+def causal(layout: TreeLayout) -> tuple[Block]:
+    """The blocks of a mask that lets branches see each other."""
+    whole = slice(0, layout.spans[-1].end)
+    return (Block(whole, (whole,), True),)
+
+
 def test_self_check_refuses_a_layout_that_leaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask that lets branches see each other changes the values, and is caught."""
-
-    def causal(layout: TreeLayout) -> tuple[Block]:
-        whole = slice(0, layout.spans[-1].end)
-        return (Block(whole, (whole,), True),)
-
+    """It changes the values, and is caught."""
     monkeypatch.setattr(TreeLayout, "blocks", property(causal, lambda self, value: None), raising=False)
     assert self_check(tiny_model(), random_trees(1)).layout == "padded"
+
+
+def large_logits() -> Any:
+    """A model in bf16 whose largest logit is 60, where bf16 counts in quarters."""
+    model, batch = tiny_model(), pad(random_trees(1)[:4])
+    states, head = scored_states(model, batch)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(60 / head.logits(states).abs().max())
+    return model.to(torch.bfloat16)
+
+
+def test_self_check_goes_back_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OneWay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, out: torch.Tensor) -> torch.Tensor:
+            return out.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *_: torch.Tensor) -> None:
+            raise RuntimeError("out of shared memory")
+
+    attend = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *given: OneWay.apply(attend(*given)))
+    assert self_check(tiny_model(), random_trees(1)).layout == "packed"
+    found = self_check(tiny_model(), random_trees(1), backward=True)
+    assert (found.layout, found.reason) == ("padded", "out of shared memory")
+
+
+def test_rounding_of_large_logits_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = self_check(large_logits(), random_trees(1))
+    assert found.layout == "packed"
+    assert found.difference > 0.25
+    monkeypatch.setattr(TreeLayout, "blocks", property(causal, lambda self, value: None), raising=False)
+    assert self_check(large_logits(), random_trees(1)).layout == "padded"
+
+
+@pytest.mark.parametrize(("apart", "fine"), [(0.5, True), (2.0, False), (-0.5, False)])
+def test_policy_and_reference_may_start_a_rounding_apart(apart: float, fine: bool) -> None:
+    """On one token by so much, or on all of them where it is negative."""
+    model = large_logits()
+
+    def look(batch: Any) -> Any:
+        with torch.no_grad():
+            logps_T = policy_logps(model, batch).logps_T
+        where_T = torch.arange(len(logps_T)) == 3 if apart > 0 else torch.ones_like(logps_T)
+        return SimpleNamespace(logps_T=logps_T, ref_logps_T=logps_T + apart * where_T)
+
+    job: Any = SimpleNamespace(model=model, temperature=1.0, lay_out=pad, look=look)
+    if fine:
+        check_start(job, random_trees(1)[:4])
+        return
+    with pytest.raises(TrainingError, match="policy and reference differ"):
+        check_start(job, random_trees(1)[:4])
+
+
+def test_a_head_that_scales_is_refused_however_large_its_logits_are() -> None:
+    model = large_logits()
+    model.lm_head.register_forward_hook(lambda head, given, logits: 1.1 * logits)
+    with pytest.raises(ModelError, match="fused head"):
+        self_check(model, random_trees(1))
 
 
 def test_packed_attention_is_undone() -> None:
@@ -160,6 +225,29 @@ def test_the_block_mask_is_the_rule(window: int | None) -> None:
         flex = flex_attention(q, k, v, block_mask=layout.block_mask(window))
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_dense(layout, window))
     torch.testing.assert_close(flex, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_a_kernel_too_many_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention as on CUDA, but for the code it would make: torch falls back to the dense form in silence beyond eight."""
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    compiled, before = torch.compile, config.recompile_limit
+    monkeypatch.setattr(torch, "compile", lambda made, **how: compiled(made, backend="eager", **how))
+    kernel = attention._compiled_flex([])
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: kernel)
+    layout, given = TreeLayout(SPANS, torch.device("cpu")), torch.randn(1, 2, SPANS[-1].end, 16)
+
+    def flex(window: int | None) -> torch.Tensor:
+        with torch.no_grad():
+            return attention._flex(given, given, given, layout, 0.25, window, None)
+
+    flex(None)
+    monkeypatch.setattr(attention, "KERNELS", 1)
+    with pytest.raises(FailOnRecompileLimitHit):
+        flex(3)
+    monkeypatch.undo()
+    assert config.recompile_limit == before
 
 
 def _gradient(model: torch.nn.Module, logps_T: torch.Tensor, slope_T: torch.Tensor) -> torch.Tensor:

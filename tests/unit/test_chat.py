@@ -240,6 +240,17 @@ def test_tools_and_what_messages_carry_reach_the_template() -> None:
     assert tree.prompt.tolist() == renderer.prompt_ids(messages[:1], example.tools).tolist()
 
 
+def test_arguments_given_as_json_are_written_once() -> None:
+    renderer = RENDERERS["chatml"]
+
+    def shown(arguments: object) -> str:
+        call = Message("assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]})
+        return renderer.decode(ids_of(renderer.tree(row((Message("user", "Rain?"), call), 1))))
+
+    assert shown('{"town": "Alm"}') == shown({"town": "Alm"})
+    assert '"Alm, and' in shown("Alm, and"), "what is no JSON of an object stays"
+
+
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
 def test_pieces_are_the_text_with_its_scored_part(name: str) -> None:
     renderer = RENDERERS[name]
@@ -288,6 +299,15 @@ def test_a_saved_tokenizer_renders_the_same(tmp_path: Path) -> None:
     again = Renderer(AutoTokenizer.from_pretrained(tmp_path))
     assert again.template == renderer.template
     assert ids_of(again.tree(row(conversation(4), 1))) == ids_of(renderer.tree(row(conversation(4), 1)))
+
+
+def test_a_template_that_prints_the_date_gives_the_same_tokens_tomorrow(tmp_path: Path) -> None:
+    own = RENDERERS["chatml"].template
+    today = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}Today is {{ day }}."
+    renderer = Renderer(tokenizer("chatml"), today + own)
+    assert "Today is 26 Jul 2024." in renderer.decode(renderer.prompt_ids((Message("user", "Hi"),)))
+    renderer.save(tmp_path)
+    assert "strftime_now('%d %b %Y')" in (tmp_path / "chat_template.jinja").read_text()
 
 
 def test_a_template_file_and_its_source(tmp_path: Path) -> None:

@@ -50,13 +50,22 @@ def test_special_values_keep_their_bits(tmp_path: Path) -> None:
 
 
 def test_generators_go_on_where_they_were() -> None:
-    generator = torch.Generator().manual_seed(5)
-    torch.randn(3, generator=generator)
-    text = checkpoint.generator_state(generator)
-    expected = torch.randn(5, generator=generator)
-    other = torch.Generator()
-    checkpoint.set_generator_state(other, text)
-    assert torch.equal(torch.randn(5, generator=other), expected)
+    two = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    torch.randn(3, generator=two[0])
+    text = checkpoint.generator_states(two)
+    expected = [torch.randn(5, generator=generator) for generator in two]
+    others = [torch.Generator(), torch.Generator()]
+    checkpoint.set_generator_states(others, text)
+    for other, numbers in zip(others, expected, strict=True):
+        assert torch.equal(torch.randn(5, generator=other), numbers)
+
+
+def test_the_generator_of_a_gpu_is_kept_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = (torch.Generator(), torch.Generator())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "default_generators", gpus)
+    assert checkpoint.default_generators() == [torch.default_generator, gpus[1]]
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:

@@ -83,6 +83,22 @@ def test_where_is_the_line(tmp_path: Path) -> None:
     assert places == [["1", "3"], ["3", "6"], ["3", "4"]]
 
 
+def test_nulls_that_arrow_fills_in_are_no_arguments(tmp_path: Path) -> None:
+    import datasets
+
+    def asked(**arguments: Any) -> dict[str, Any]:
+        call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+        return {"messages": [{"role": "user", "content": "q"}, call], "tools": [{"function": {"name": "f", "parameters": arguments}}]}
+
+    data = [asked(town="Alm"), asked(date="today")]
+    datasets.Dataset.from_list(data).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "d.parquet").write_bytes(as_parquet(data))
+    (tmp_path / "d.jsonl").write_bytes(jsonl(data))
+    want = plain(list(read(str(tmp_path / "d.jsonl"))))
+    assert plain(list(read(str(tmp_path / "d.parquet")))) == want
+    assert plain(list(read(str(tmp_path / "saved")))) == want
+
+
 def test_saved_datasets_and_their_splits(tmp_path: Path) -> None:
     import datasets
 

@@ -20,11 +20,13 @@ from prefopt.errors import DataError, ModelError, OptionError, RewardError
 from prefopt.losses.kl import KLBudget
 from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
+from prefopt.model import load
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
 from prefopt.training import online as stream
+from prefopt.training.critic import build_critic
 from prefopt.training.fit import FitResult, fit
 from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watched
@@ -130,6 +132,16 @@ def test_a_critic_that_starts_from_a_reward_model(layout: str, tmp_path: Path) -
     trained(tmp_path / "run", critic=CriticSettings(path=str(tmp_path / "rm")), train={"layout": layout})
     first = metrics_of(tmp_path / "run")[0]
     assert first["loss/value"] > 0.1  # its scores know nothing of this reward
+
+
+def test_a_critics_masters_start_from_unrounded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = language_model("reward")
+    start.save(tmp_path)
+    monkeypatch.setattr(load, "_dtype", lambda settings: torch.float32 if settings.dtype == "fp32" else torch.bfloat16)
+    policy, where = language_model(), CriticSettings(path=str(tmp_path))
+    words = policy.tokenizer.get_vocab()
+    critic = build_critic(where, TrainSettings(), policy.model, vocabulary=words, learning_rate=1e-3, precision="bf16")
+    assert torch.equal(critic.optimizer.weights.masters["head.weight"], start.model.score.weight)
 
 
 def test_a_critic_must_read_the_same_tokens(tmp_path: Path) -> None:

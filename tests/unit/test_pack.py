@@ -12,7 +12,7 @@ import torch
 from prefopt.pack.plan import Plan, micro_batches, mismatched, share
 from prefopt.pack.tree import pack, pad, ranked_pairs
 from prefopt.types import Branch, TokenTree
-from tests.tiny import pair_trees, random_trees
+from tests.tiny import pair_trees, random_tree, random_trees
 
 RAGGED = ("target_T", "sequence_T", "prompt_S", "length_S", "chosen_N", "rejected_N", "margin_N", "tied_N", "rank_S", "label_S", "index_P")
 
@@ -117,11 +117,20 @@ def test_ranks_share_a_step_without_overlap() -> None:
     assert sorted(tree.index for part in parts for tree in part) == list(range(7))
 
 
-def test_mismatched_takes_the_next_rows_completion() -> None:
+def test_mismatched_takes_the_next_rows_completions() -> None:
     trees = pair_trees(0, 3)
     found = mismatched(trees)
-    assert [f.branches[0].ids.tolist() for f in found] == [trees[i].branches[0].ids.tolist() for i in (1, 2, 0)]
+    assert [[b.ids.tolist() for b in f.branches] for f in found] == [[b.ids.tolist() for b in trees[i].branches] for i in (1, 2, 0)]
     assert [f.prompt.tolist() for f in found] == [t.prompt.tolist() for t in trees]
+
+
+def test_mismatched_rows_are_cut_to_the_models_length() -> None:
+    rng = np.random.default_rng(0)
+    trees = [random_tree(rng, 12, (3, 2)), random_tree(rng, 2, (13, 9))]
+    found = mismatched(trees, 15)
+    assert [[len(b.ids) for b in f.branches] for f in found] == [[3, 3], [3, 2]]
+    assert [b.ids.tolist() for b in found[0].branches] == [b.ids[:3].tolist() for b in trees[1].branches]
+    assert [len(b.scored) for f in found for b in f.branches] == [3, 3, 3, 2]
 
 
 def _ids(*values: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.model.reference import FrozenReference, cache_key
+from prefopt.model.reference import AdapterReference, FrozenReference, cache_key
 from prefopt.types import TokenTree
 from tests.tiny import pair_trees, tiny_model
 
@@ -19,6 +19,13 @@ def test_a_reference_is_frozen_and_evaluates() -> None:
     FrozenReference(model)
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
+
+
+def test_a_followed_adapter_is_taken_back_to_where_the_weights_are() -> None:
+    weights = torch.nn.Linear(2, 2, device="meta")
+    reference = AdapterReference(weights)
+    reference.load({"weight": torch.ones(2, 2)})
+    assert reference.state()["weight"].device == weights.weight.device
 
 
 def prompt_changed(tree: TokenTree) -> TokenTree:

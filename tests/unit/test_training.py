@@ -6,9 +6,12 @@ import json
 import math
 import os
 import signal
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +22,19 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS
+from prefopt.model.load import load_causal
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
 from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
 from prefopt.training import loop
+from prefopt.training import setup as jobs
+from prefopt.training.coupling import couple, mismatched_kl
 from prefopt.training.fit import Interrupted, fit
-from prefopt.training.setup import Setup
+from prefopt.training.loop import evaluate
+from prefopt.training.rounds import measure
+from prefopt.training.setup import Setup, build_job
 from prefopt.types import TokenTree
+from tests.tiny import random_tree
 from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
 
 AT_REFERENCE = {
@@ -102,6 +111,20 @@ def test_lora_dropout_survives_a_stop_to_the_bit(tmp_path: Path, monkeypatch: py
     resumed = run(tmp_path / "stopped", lora=lora, train={"steps": 5})
     assert metrics_of(tmp_path / "straight") == metrics_of(tmp_path / "stopped")
     _assert_same_weights(straight.model, resumed.model, 0.0)
+
+
+@pytest.mark.parametrize("measured", [evaluate, measure, mismatched_kl, lambda job, trees: job.reference.logps(job.lay_out(trees))])
+def test_nothing_is_measured_under_dropout(measured: Callable[..., Any]) -> None:
+    trees, setup = rows_for("kto", 4), Setup(method="kto", lora=LoraSettings(rank=2, dropout=0.5))
+    with ExitStack() as stack:
+        job = build_job(setup, language_model(), trees, stack, print)
+        for name, weight in job.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight.data)
+        job.reference.sync(job.model, 1.0)
+        first, second = (str(measured(job, trees)) for _ in range(2))
+        assert first == second
+        assert job.model.training
 
 
 def test_checkpoints_of_other_settings_are_refused(tmp_path: Path) -> None:
@@ -227,6 +250,9 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
         ({"train": {"patience": 2}}, "patience"),
         ({"heldout": 4, "train": {"keep_best": "eval/nothing"}}, "not measured"),
         ({"lora": LoraSettings(rank=2, targets=["no_such_layer"])}, "no_such_layer"),
+        ({"lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other", sync_every=2)}, "follow an adapter"),
+        ({"method": "iterative_dpo", "lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other")}, "follow an adapter"),
+        ({"method": "aot", "lora": LoraSettings(rank=2, dropout=0.1)}, "dropout"),
         ({"rows": 0}, "no rows"),
     ],
 )
@@ -248,6 +274,19 @@ def test_a_coupled_method_takes_another_rows_loss_in(tmp_path: Path) -> None:
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "many"), rel=1e-4)
 
 
+def test_a_rank_without_rows_knows_what_couples_the_others() -> None:
+    trees = rows_for("bco", 2)
+    with ExitStack() as stack:
+        job = build_job(Setup(method="bco"), language_model(), trees, stack, print)
+        assert couple(job, trees, [], {}).known["delta"] == 0
+
+
+def test_mismatched_rows_fit_in_a_model_with_a_table_of_positions(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    long = [random_tree(rng, *shape, index=i) for i, shape in enumerate([(120, (8, 5)), (3, (125, 70))] * 2)]
+    fit(Setup(method="kto"), language_model(family="gpt2"), Prepared(long, [], Preflight(None, None)), out=tmp_path)
+
+
 def test_a_reference_with_another_vocabulary_is_refused(tmp_path: Path) -> None:
     other = language_model()
     other.tokenizer.add_tokens(["another"])
@@ -261,6 +300,15 @@ def test_another_model_can_be_the_reference(tmp_path: Path) -> None:
     language_model(seed=5).save(tmp_path / "other")
     run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")))
     assert losses_of(tmp_path / "run")[0] != pytest.approx(math.log(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_another_model_is_read_as_the_policy_computes(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model(seed=5).save(tmp_path / "other")
+    asked = []
+    monkeypatch.setattr(jobs, "load_causal", lambda settings: (asked.append(settings.dtype), load_causal(settings))[1])
+    run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")), train={"steps": 1, "precision": precision})
+    assert asked == [precision]
 
 
 def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:

@@ -123,5 +123,5 @@ def _tiny_forward() -> str:
         Branch(ids=np.arange(5, 5 + n, dtype=np.int32), scored=np.ones(n, dtype=np.bool_), rank=i) for i, n in enumerate((4, 3))
     )
     tree = TokenTree(prompt=np.arange(4, dtype=np.int32), branches=branches)
-    found = self_check(model, [tree])
+    found = self_check(model, [tree], backward=True)
     return f"a tiny model takes the {found.layout} layout; packed and padded agree within {found.difference:.0e}"

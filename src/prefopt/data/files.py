@@ -266,7 +266,7 @@ def _parquet(path: Path) -> Iterator[RawRow]:
             number = 0
             for batch in batches:
                 for number, fields in enumerate(batch.to_pylist(), number + 1):  # noqa: B020  (counts on over the batches)
-                    yield RawRow(f"{path}:{number}", fields)
+                    yield RawRow(f"{path}:{number}", _unfilled(fields))
     except pa.ArrowException as error:
         raise DataError(f"not a readable Parquet file ({str(error).splitlines()[0][:80]})", where=str(path), fix="make it again") from None
 
@@ -276,7 +276,14 @@ def _from_datasets(path: str) -> Iterator[RawRow]:
     name, split = _name_and_split(path)
     rows = _load_dataset(name, split)
     for number, fields in enumerate(rows, 1):
-        yield RawRow(f"{path}:{number}", fields)
+        yield RawRow(f"{path}:{number}", _unfilled(fields))
+
+
+def _unfilled(value: Any, tools: bool = False) -> Any:
+    """A value of an Arrow table whose tools, and calls of them, lack again the keys that others have: Arrow fills them with nulls."""
+    if isinstance(value, dict):
+        return {k: _unfilled(v, tools or k in ("tools", "tool_calls")) for k, v in value.items() if v is not None or not tools}
+    return [_unfilled(item, tools) for item in value] if isinstance(value, list) else value
 
 
 def _load_dataset(name: str, split: str) -> Any:

@@ -68,7 +68,7 @@ def _cut_prompt(tree: TokenTree, max_length: int, bos_id: int | None) -> TokenTr
 
 
 def _cut_branches(tree: TokenTree, room: int) -> TokenTree | None:
-    branches = tuple(_cut_branch(branch, room) for branch in tree.branches)
+    branches = tuple(cut_branch(branch, room) for branch in tree.branches)
     if room < 1 or not all(branch.scored.any() for branch in branches):
         return None
     if any(was.step_ends and not now.step_ends for was, now in zip(tree.branches, branches, strict=True)):
@@ -76,7 +76,8 @@ def _cut_branches(tree: TokenTree, room: int) -> TokenTree | None:
     return replace(tree, branches=branches)
 
 
-def _cut_branch(branch: Branch, room: int) -> Branch:
+def cut_branch(branch: Branch, room: int) -> Branch:
+    """The first `room` tokens of a branch, with the steps that end among them."""
     if len(branch.ids) <= room:
         return branch
     kept = sum(end < room for end in branch.step_ends)

@@ -23,6 +23,8 @@ from prefopt.model.blocks import Plan, attend, blocks_of, plan_of
 from prefopt.types import TreeSpan
 
 NAME = "prefopt_tree"
+KERNELS = 64
+"""FlexAttention may be compiled so often: for windows, soft caps, dtypes, with and without gradient, for each model at work (torch: 8)."""
 
 
 class TreeLayout:
@@ -109,19 +111,21 @@ def tree_attention(
 
 
 def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tree: TreeLayout, scale: Any, window: Any, softcap: Any) -> torch.Tensor:
-    """The whole row in one FlexAttention call."""
+    """The whole row in one FlexAttention call; one kernel too many is an error, as the eager form makes the dense matrix trees avoid."""
+    from torch._dynamo import config
 
     def capped(score: torch.Tensor, *_: Any) -> torch.Tensor:
         return softcap * torch.tanh(score / softcap)
 
-    return _compiled_flex()(q, k, v, score_mod=capped if softcap else None, block_mask=tree.block_mask(window), scale=scale)
+    with config.patch(recompile_limit=KERNELS):
+        return _compiled_flex()(q, k, v, score_mod=capped if softcap else None, block_mask=tree.block_mask(window), scale=scale)
 
 
 def _compiled_flex(_cache: list[Any] = []) -> Any:  # noqa: B006 - one compiled kernel for the process
     if not _cache:
         from torch.nn.attention.flex_attention import flex_attention
 
-        _cache.append(torch.compile(flex_attention, dynamic=True))
+        _cache.append(torch.compile(flex_attention, dynamic=True, fullgraph=True))
     return _cache[0]
 
 

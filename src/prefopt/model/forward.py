@@ -7,7 +7,8 @@ logps_T = log-prob of target_T at hidden[source_T]             scores_S = score 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -43,6 +44,22 @@ def base_of(model: Any) -> PreTrainedModel:
     """The transformers model inside wrappers (peft, DDP, torch.compile)."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Without dropout inside, as before outside."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def limit_of(model: Any) -> int | None:
+    """Longest sequence the model was built for, in tokens; None where it has no limit."""
+    return getattr(base_of(model).config, "max_position_embeddings", None) or None
 
 
 def layers_of(model: Any) -> list[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from prefopt.model.forward import base_of, policy_logps, scored_states
+from prefopt.model.forward import base_of, evaluating, policy_logps, scored_states
 from prefopt.model.logprobs import Head
 from prefopt.model.split import like
 from prefopt.types import Batch, TokenTree
@@ -137,7 +137,8 @@ class AdapterReference:
         for name, p in trained.items():
             p.data = self._adapter[name]
         try:
-            yield
+            with evaluating(self.model):
+                yield
         finally:
             for name, p in trained.items():
                 p.data = kept[name]
@@ -149,7 +150,7 @@ class AdapterReference:
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """See `Reference`."""
         weights = dict(self.model.named_parameters())
-        self._adapter = {name: like(tensor.clone(), weights[name]) for name, tensor in state.items()}
+        self._adapter = {name: like(tensor.to(weights[name].device, copy=True), weights[name]) for name, tensor in state.items()}
 
 
 class CachedReference:

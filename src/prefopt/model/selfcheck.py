@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,8 @@ from prefopt.pack.tree import pack, pad
 from prefopt.types import TokenTree
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 0.25, torch.float16: 0.05}
-"""Largest difference of a log-prob (nats) or score, by the dtype of the weights."""
+"""Largest difference of a log-prob (nats) or score, by the dtype of the weights; see `alike` for large logits in half precision."""
+_LAST_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -28,35 +30,65 @@ class SelfCheck:
 
 
 @torch.no_grad()
-def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4) -> SelfCheck:
-    """Compare packed with plain padded values on the first `rows` trees.
+def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4, backward: bool = False) -> SelfCheck:
+    """Compare packed with plain padded values on the first `rows` trees; with `backward` go back through the packed path too.
 
     Raises:
         ModelError: even the padded path disagrees with the model's own logits, so its head does something we do not know.
     """
     base, sample = base_of(model), list(trees[:rows])
     where = next(base.parameters())
-    tolerance = TOLERANCE.get(where.dtype, 1e-4)
     padded, packed = pad(sample).to(where.device), pack(sample).to(where.device)
     read = reward_scores if reads == "scores" else lambda m, b: policy_logps(m, b).logps_T
     own = read(model, padded)
-    if reads == "logps":
-        _check_head(base, padded, own, tolerance)
+    size = _check_head(base, padded, own) if reads == "logps" else float(own.abs().max())
     try:
         with packed_attention(base):
-            difference = float((read(model, packed) - own).abs().max())
+            found = read(model, packed)
+            if backward:
+                with torch.enable_grad():
+                    torch.autograd.grad(read(model, packed).sum(), list(base.get_input_embeddings().parameters()))
+        difference = float((found - own).abs().max())
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         return SelfCheck("padded", float("nan"), str(error).split("\n")[0])
-    if not difference <= tolerance:
+    if not alike(found, own, where.dtype, size):
         return SelfCheck("padded", difference, f"packed and padded values differ by {difference:.2g}")
     return SelfCheck("packed", difference)
 
 
-def _check_head(base: Any, padded: Any, own: torch.Tensor, tolerance: float) -> None:
-    """The fused head against the logits the model itself returns."""
+def alike(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype, size: float) -> bool:
+    """Whether two ways to the same log-probs or scores differ by rounding alone.
+
+    In half precision logits are rounded before they are widened: near 60 the last bit of bf16 is 0.25. There they may differ by four last
+    bits, but by one at most on average, which a head or a mask that is wrong does not keep to.
+
+    Args:
+        one: values.
+        other: the same, computed in another way.
+        dtype: of the weights.
+        size: the largest logit or score behind them.
+    """
+    gap = (one - other).abs()
+    if not len(gap) or float(gap.max()) <= TOLERANCE.get(dtype, 1e-4):
+        return True
+    last_bit = torch.finfo(dtype).eps * 2.0 ** (math.frexp(size)[1] - 1) if dtype.itemsize == 2 else 0.0
+    return float(gap.max()) <= _LAST_BITS * last_bit and float(gap.mean()) <= last_bit
+
+
+def size_of(logits_TV: torch.Tensor, target_T: torch.Tensor) -> float:
+    """The largest of the two logits that a log-prob is made of: the token's, and the top one."""
+    both_2T = torch.stack([logits_TV.gather(1, target_T[:, None])[:, 0], logits_TV.amax(-1)])
+    return float(both_2T.abs().max()) if len(target_T) else 0.0
+
+
+def _check_head(base: Any, padded: Any, own: torch.Tensor) -> float:
+    """The fused head against the logits the model itself returns; the largest of them."""
     logits = base(input_ids=padded.ids_BC, attention_mask=padded.mask_BC, use_cache=False).logits
-    theirs = logits.flatten(0, 1)[padded.source_T].float().log_softmax(-1).gather(1, padded.target_T[:, None])[:, 0]
-    difference = float((theirs - own).abs().max())
-    if not difference <= tolerance:
+    logits_TV = logits.flatten(0, 1)[padded.source_T].float()
+    theirs = logits_TV.log_softmax(-1).gather(1, padded.target_T[:, None])[:, 0]
+    size = size_of(logits_TV, padded.target_T)
+    if not alike(theirs, own, base.dtype, size):
+        difference = float((theirs - own).abs().max())
         what = f"log-probs of the fused head differ from {type(base).__name__}'s own logits by {difference:.2g}"
         raise ModelError(what, fix="this architecture changes its logits in a way prefopt does not know; please report it")
+    return size

@@ -7,11 +7,13 @@ micro-batches or ranks changes which rows a step holds.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from prefopt.data.truncate import cut_branch
 from prefopt.types import TokenTree
 
 
@@ -69,7 +71,14 @@ def longest(tree: TokenTree) -> int:
     return len(tree.prompt) + max(len(b.ids) for b in tree.branches)
 
 
-def mismatched(trees: Sequence[TokenTree]) -> list[TokenTree]:
-    """Each prompt with the next tree's first completion: KTO's estimate of the KL term (arXiv 2402.01306, section 4.1)."""
+def mismatched(trees: Sequence[TokenTree], limit: int | None = None) -> list[TokenTree]:
+    """Each prompt with the next tree's completions: KTO's estimate of the KL term (arXiv 2402.01306, section 4.1).
+
+    A prompt and a completion that were never one row may be longer than `limit` tokens: the completion loses its end.
+    """
     others = [*trees[1:], trees[0]]
-    return [replace(tree, branches=other.branches[:1]) for tree, other in zip(trees, others, strict=True)]
+    rooms = [sys.maxsize if limit is None else limit - len(tree.prompt) for tree in trees]
+    return [
+        replace(tree, branches=tuple(cut_branch(branch, room) for branch in other.branches))
+        for tree, other, room in zip(trees, others, rooms, strict=True)
+    ]

@@ -39,9 +39,11 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     from prefopt.losses.methods import METHODS
     from prefopt.pack.prepare import prepare
     from prefopt.rollout.rewards import build as build_reward
+    from prefopt.training import distributed
     from prefopt.training.fit import fit
     from prefopt.training.setup import Setup
 
+    distributed.start()  # before a model is loaded, which goes to this process's own device
     settings, method = stage.sections, METHODS[stage.kind]
     data, seed = settings["data"], settings["train"].seed
     model = _to_train(stage)
@@ -115,12 +117,14 @@ def _to_train(stage: Stage) -> Any:
     from prefopt.losses.methods import METHODS
     from prefopt.model.reading import Reading
 
-    method, settings, seed = METHODS[stage.kind].mixed(stage.mix), stage.sections["model"], stage.sections["train"].seed
+    method, settings, train = METHODS[stage.kind].mixed(stage.mix), stage.sections["model"], stage.sections["train"]
+    if settings.dtype == "auto" and (not stage.sections["lora"].rank or train.precision == "fp32"):
+        settings = replace(settings, dtype="fp32")  # masters must not start from rounded weights
     if method.reads != "scores":
-        return open_model(settings, kind="policy", seed=seed)
+        return open_model(settings, kind="policy", seed=train.seed)
     reading = Reading.of_heads(stage.sections["heads"], steps=method.unit == "step")
     shape: dict[str, Any] = {"outputs": len(reading.outputs), "language_head": "logps" in method.readings}
-    model = open_model(settings, kind="reward", seed=seed, **shape)
+    model = open_model(settings, kind="reward", seed=train.seed, **shape)
     model.reading = reading
     return model
 

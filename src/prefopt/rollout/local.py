@@ -9,7 +9,6 @@ Shapes: B sequences of a batch, T new tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import psutil
 import torch
 
 from prefopt.errors import ModelError
-from prefopt.model.forward import base_of
+from prefopt.model.forward import base_of, evaluating
 from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
 from prefopt.rollout.decoding import Decode, decoder
 from prefopt.rollout.sampler import Sample, check_prompts, draw, finish
@@ -57,7 +56,7 @@ class LocalSampler:
             self._check_memory(max(map(len, prompts)) + settings.max_new_tokens, min(settings.batch_size, len(prompts) * settings.samples))
         found: dict[Job, Sample] = {}
         decode: Decode | None = None
-        with torch.no_grad(), _evaluating(self.model):
+        with torch.no_grad(), evaluating(self.model):
             for jobs in _batches(prompts, settings):
                 decode = decode or decoder(self.model, prompts)
                 found.update(zip(jobs, self._complete(decode, prompts, jobs, settings), strict=True))
@@ -170,14 +169,3 @@ def _batches(prompts: Sequence[IntArray], settings: RolloutSettings) -> Iterator
         jobs = [(place, number) for place in places[begin : begin + per_batch] for number in range(settings.samples)]
         for first in range(0, len(jobs), settings.batch_size):
             yield jobs[first : first + settings.batch_size]
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout inside, as before outside."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

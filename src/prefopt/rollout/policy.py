@@ -13,7 +13,7 @@ import torch
 
 from prefopt.errors import ModelError, OptionError
 from prefopt.model.attention import packed_attention
-from prefopt.model.forward import base_of, policy_logps, reward_scores, step_logits
+from prefopt.model.forward import base_of, limit_of, policy_logps, reward_scores, step_logits
 from prefopt.model.load import add_language_head, is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
 from prefopt.model.reading import KEY, Floats, Reading, of_solution
 from prefopt.model.selfcheck import SelfCheck, self_check
@@ -46,8 +46,7 @@ class LanguageModel:
     @property
     def max_length(self) -> int | None:
         """Longest sequence the model was built for, in tokens; None where it has no limit."""
-        limit = getattr(base_of(self.model).config, "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return limit_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -60,9 +59,9 @@ class LanguageModel:
 
         return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
 
-    def check(self, trees: Sequence[TokenTree]) -> SelfCheck:
-        """Which layout this model takes, found out on real rows."""
-        return self_check(self.model, trees, reads=self.reads)
+    def check(self, trees: Sequence[TokenTree], *, backward: bool = False) -> SelfCheck:
+        """Which layout this model takes, found out on real rows; with `backward` to learn in it."""
+        return self_check(self.model, trees, reads=self.reads, backward=backward)
 
     @contextmanager
     def laid_out(self, layout: str, pairs: Pairs = "all") -> Iterator[Callable[[Sequence[TokenTree]], Batch]]:

@@ -7,7 +7,7 @@ no token spans the border of a prompt and its answer, as in sampling, where the 
 What holds, and is tested on several template shapes:
 
 * the text is what the tokenizer's `apply_chat_template` writes, up to the last answer's stop token (the line break that many
-  templates put after it belongs to nobody and is left out);
+  templates put after it belongs to nobody and is left out), on a fixed day where a template prints today's date;
 * what comes before an answer is the generation prompt, character for character;
 * `parse` gives back the messages that were rendered;
 * history only extends: a template that rewrites earlier turns once later ones follow is refused.
@@ -15,6 +15,7 @@ What holds, and is tested on several template shapes:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import jinja2
 import numpy as np
 
 from prefopt.errors import DataError, ModelError, PrefoptError, TemplateError
-from prefopt.text.template import END, WAYS_OUT, Joint, joints, parse, resolve
+from prefopt.text.template import END, WAYS_OUT, Joint, dated, joints, parse, resolve
 from prefopt.text.tokens import Tokens, fingerprint
 from prefopt.types import Branch, Completion, Example, IntArray, Message, Text, TokenTree
 
@@ -247,11 +248,12 @@ class Renderer:
             self._check(message, self.template)
         if tools and "tools" not in self.template:
             raise TemplateError("the row has tools and the chat template does not show them to the model", fix=WAYS_OUT)
+        said = [message.to_dict() for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                [message.to_dict() for message in messages],
+                _unquoted(said) if "tojson" in self.template else said,
                 tools=[dict(tool) for tool in tools] or None,
-                chat_template=self.template,
+                chat_template=dated(self.template),
                 add_generation_prompt=generation,
                 tokenize=False,
             )
@@ -319,6 +321,24 @@ def _messages(completion: Completion) -> Messages:
     if not messages:
         raise DataError("a completion has no messages", fix="Give at least one message of the role assistant.")
     return messages
+
+
+def _unquoted(value: Any) -> Any:
+    """Messages whose tool calls have the JSON of their arguments read: a template that writes JSON would write it a second time."""
+    if isinstance(value, list | tuple):
+        return [_unquoted(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _object(item) if key == "arguments" else _unquoted(item) for key, item in value.items()}
+
+
+def _object(value: Any) -> Any:
+    """The object that a string holds as JSON; anything else as it is."""
+    try:
+        found = json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+    return found if isinstance(found, dict) else value
 
 
 def _steps(text: str, stop: str, completion: Completion) -> list[_Piece]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,6 +58,16 @@ def resolve(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | N
     raise TemplateError(
         f"'{template}' is neither a built-in template nor a file", where="model.chat_template", fix=did_you_mean(template, BUILT_IN)
     )
+
+
+DAY = date(2024, 7, 26)
+"""What templates that print today's date are told it is: otherwise the same rows would be other tokens tomorrow. Llama 3's own fallback."""
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+
+
+def dated(template: str) -> str:
+    """The template with DAY wherever it asks for today's date."""
+    return _TODAY.sub(lambda call: call[1] + DAY.strftime(call[2]) + call[1], template)
 
 
 START, END = "", "end"

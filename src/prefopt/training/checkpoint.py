@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,14 +122,21 @@ def restore(folder: Path, *, say: Callable[[str], None] = LOG.warning) -> Restor
     return None
 
 
-def generator_state(generator: torch.Generator) -> str:
-    """A torch generator's state as text, for `state`."""
-    return bytes(generator.get_state().tolist()).hex()
+def default_generators() -> list[torch.Generator]:
+    """Those torch draws from in this process: the CPU's, and its GPU's where there is one."""
+    gpus = [torch.cuda.default_generators[torch.cuda.current_device()]] if torch.cuda.is_available() else []
+    return [torch.default_generator, *gpus]
 
 
-def set_generator_state(generator: torch.Generator, text: str) -> None:
-    """Put a generator where `generator_state` found it."""
-    generator.set_state(torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8))
+def generator_states(generators: Iterable[torch.Generator]) -> str:
+    """The states of torch generators as text, for `state`."""
+    return " ".join(bytes(generator.get_state().tolist()).hex() for generator in generators)
+
+
+def set_generator_states(generators: Iterable[torch.Generator], text: str) -> None:
+    """Put generators where `generator_states` found them; one that was not there then stays as it is."""
+    for generator, state in zip(generators, text.split(), strict=False):
+        generator.set_state(torch.tensor(list(bytes.fromhex(state)), dtype=torch.uint8))
 
 
 def _put(draft: Path, place: Path) -> None:

@@ -1,6 +1,6 @@
 """What a few methods must know of the whole optimizer step before its first loss, so that micro-batches cannot change them.
 
-mismatched_kl   KTO's z0: the mean log-ratio of completions under other rows' prompts, without gradient
+mismatched_kl   KTO's z0: the mean log-ratio of all completions under other rows' prompts, without gradient
 reward_shift    BCO's delta: the running mean reward of both classes over the steps before this one
 batch           losses that sort or otherwise mix rows (AOT): dL/dlogp is found once, from a pass without gradient over the whole
                 step; each micro-batch then back-propagates its part of it, which is exact by the chain rule
@@ -16,6 +16,7 @@ import torch
 
 from prefopt.errors import OptionError
 from prefopt.losses.reduce import reduce
+from prefopt.model.forward import evaluating, limit_of
 from prefopt.pack.plan import mismatched
 from prefopt.training import distributed
 from prefopt.training.job import Job
@@ -41,7 +42,7 @@ def couple(job: Job, trees: Sequence[TokenTree], batches: Sequence[Batch], count
     if job.method.coupling == "mismatched_kl":
         return Coupling({"kl": mismatched_kl(job, trees)})
     if job.method.coupling == "reward_shift":
-        return Coupling({"delta": torch.tensor(mean_of_classes(job.shift), dtype=torch.float32, device=batches[0].source_T.device)})
+        return Coupling({"delta": torch.tensor(mean_of_classes(job.shift), dtype=torch.float32)})
     if job.method.coupling == "batch":
         if distributed.world_size() > 1:
             raise OptionError("this method's loss mixes the rows of a step", fix="run it as one process")
@@ -51,10 +52,11 @@ def couple(job: Job, trees: Sequence[TokenTree], batches: Sequence[Batch], count
 
 @torch.no_grad()
 def mismatched_kl(job: Job, trees: Sequence[TokenTree]) -> torch.Tensor:
-    """mean_i of log pi/ref of another row's completion under prompt i (arXiv 2402.01306, section 4.1); the loss clamps it at 0."""
+    """mean_i of log pi/ref of another row's completions under prompt i (arXiv 2402.01306, section 4.1); the loss clamps it at 0."""
     total = rows = 0.0
-    for batch in job.batches(mismatched(trees)):
-        view = job.look(batch)
+    for batch in job.batches(mismatched(trees, limit_of(job.model))):
+        with evaluating(job.model):
+            view = job.look(batch)
         assert view.logps_T is not None
         assert view.ref_logps_T is not None
         total += float((view.logps_T - view.ref_logps_T).sum())

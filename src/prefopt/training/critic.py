@@ -84,7 +84,7 @@ def build_critic(
         if load_tokenizer(settings.path).get_vocab() != vocabulary:
             fix = "critic.path must be a model with the policy's own tokenizer"
             raise ModelError("the critic's vocabulary is not the policy's", where=settings.path, fix=fix)
-        model: Any = load_scorer(ModelSettings(path=settings.path), seed=train.seed)
+        model: Any = load_scorer(ModelSettings(path=settings.path, dtype="fp32"), seed=train.seed)
         if base.config._attn_implementation == NAME:
             model.set_attn_implementation(NAME)
         trunk, head = model.base_model, model.score

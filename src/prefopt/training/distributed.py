@@ -12,12 +12,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from prefopt.errors import PrefoptError, TrainingError
+from prefopt.model.load import device
 
 T = TypeVar("T")
 
 
 def start() -> None:
-    """Join the process group when a launcher set WORLD_SIZE (nccl on CUDA, gloo on a CPU)."""
+    """Join the process group when a launcher set WORLD_SIZE (nccl on CUDA, gloo on a CPU), each process on the device of its LOCAL_RANK."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -46,7 +47,7 @@ def add_up(counts: Mapping[str, float]) -> dict[str, float]:
     if world_size() == 1:
         return dict(counts)
     names = sorted(counts)
-    total = torch.tensor([float(counts[name]) for name in names], dtype=torch.float64, device=_device())
+    total = torch.tensor([float(counts[name]) for name in names], dtype=torch.float64, device=device())
     dist.all_reduce(total)
     return dict(zip(names, total.tolist(), strict=True))
 
@@ -59,7 +60,7 @@ def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
     named = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     if world_size() == 1 or not named:
         return
-    touched = torch.tensor([float(p.grad is not None) for p in named], device=_device())
+    touched = torch.tensor([float(p.grad is not None) for p in named], device=device())
     dist.all_reduce(touched)
     for parameter, ranks in zip(named, touched.tolist(), strict=True):
         if ranks:  # one that no rank used stays without a gradient, as it would alone
@@ -75,7 +76,7 @@ def assert_same(parameters: Iterable[torch.Tensor]) -> None:
     """
     if world_size() == 1:
         return
-    mine = torch.stack([p.detach().double().abs().sum() for p in parameters]).to(_device())
+    mine = torch.stack([p.detach().double().abs().sum() for p in parameters]).to(device())
     others = [torch.empty_like(mine) for _ in range(world_size())]
     dist.all_gather(others, mine)
     if not all(torch.equal(mine, other) for other in others):
@@ -124,7 +125,3 @@ def wait() -> None:
 def any_rank(flag: bool) -> bool:
     """Whether any rank says so (all ranks must stop at the same step)."""
     return add_up({"flag": float(flag)})["flag"] > 0
-
-
-def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

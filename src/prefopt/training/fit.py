@@ -288,7 +288,7 @@ class Run:
         trained = {f"{name}/{k}": t for name, optimizer in self.job.optimizers.items() for k, t in optimizer.state().items()}
         tensors = shard.whole(trained)
         tensors |= shard.whole({f"reference/{k}": t for k, t in reference.items()})
-        generators = distributed.each(checkpoint.generator_state(torch.default_generator))
+        generators = distributed.each(checkpoint.generator_states(checkpoint.default_generators()))
         if distributed.rank() == 0:
             flow, kept = self.stream.state(self.at.step)
             tensors |= {f"stream/{k}": t for k, t in flow.items()}
@@ -323,7 +323,7 @@ class Run:
         self.job.version += 1
         self.job.shift = {k: Stat(*v) for k, v in found.state["shift"].items()}
         generators = found.state["generators"]
-        checkpoint.set_generator_state(torch.default_generator, generators[distributed.rank() % len(generators)])
+        checkpoint.set_generator_states(checkpoint.default_generators(), generators[distributed.rank() % len(generators)])
         self.progress.say(f"going on from step {self.at.step} of {self.total}")
 
     def fingerprint(self) -> str:

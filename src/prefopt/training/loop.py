@@ -15,6 +15,7 @@ import torch
 from prefopt.errors import TrainingError
 from prefopt.losses.columns import View
 from prefopt.losses.reduce import reduce
+from prefopt.model.forward import evaluating
 from prefopt.training import distributed
 from prefopt.training.coupling import Coupling, couple, remember
 from prefopt.training.job import Job
@@ -72,11 +73,12 @@ def evaluate(job: Job, trees: Sequence[TokenTree]) -> dict[str, float]:
     meter, loss = Meter(), 0.0
     batches = job.batches(trees)
     counts = job.counts(batches)
-    coupling = couple(job, trees, batches, counts)
-    for batch in batches:
-        view = job.look(batch, stats=True, **coupling.known)
-        loss += 0.0 if coupling.slopes else float(reduce(job.terms(view), counts))
-        meter.add(job.metrics(view))
+    with evaluating(job.model):
+        coupling = couple(job, trees, batches, counts)
+        for batch in batches:
+            view = job.look(batch, stats=True, **coupling.known)
+            loss += 0.0 if coupling.slopes else float(reduce(job.terms(view), counts))
+            meter.add(job.metrics(view))
     return {f"eval/{name}": value for name, value in {"loss": _total(loss, coupling), **meter.result()}.items()}
 
 

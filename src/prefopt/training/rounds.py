@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prefopt.losses.advantages import discounted, whiten
 from prefopt.losses.online import Online
+from prefopt.model.forward import evaluating
 from prefopt.rollout.rewards import Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import KLSettings, OnlineSettings
@@ -88,7 +89,8 @@ def measure(job: Job, trees: Sequence[TokenTree], *, divergence: bool = False) -
     """
     found: dict[int, list[dict[str, Array]]] = {}
     for batch in job.batches([replace(tree, index=i) for i, tree in enumerate(trees)]):
-        view = job.look(batch, divergence=divergence)
+        with evaluating(job.model):
+            view = job.look(batch, divergence=divergence)
         columns = {"old_logps": view.logps_T, "ref_logps": view.ref_logps_T, "kl": view.kl_T, "old_values": view.values_T}
         sizes = batch.length_S.tolist()
         parts = {name: [p.numpy() for p in column.float().cpu().split(sizes)] for name, column in columns.items() if column is not None}

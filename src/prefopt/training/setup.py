@@ -14,10 +14,11 @@ import torch
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS, Method
 from prefopt.model.attention import NAME, packed_attention
-from prefopt.model.forward import base_of, layers_of
+from prefopt.model.forward import base_of, layers_of, scored_states
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
 from prefopt.model.room import free_memory
+from prefopt.model.selfcheck import alike, size_of
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
@@ -124,20 +125,28 @@ class Setup:
         if self.row.data == "judgements" and self.pairs != "all":
             raise OptionError(f"{self.method} learns from every pair, ties among them", where="data.pairs", fix="leave data.pairs out")
         check_heads(self)
+        self._check_reference()
+        if self.train.shard:
+            check_shard(self)
+        if self.row.coupling == "batch" and self.lora.dropout:
+            what = f"{self.method} reads the rows of a step twice, and dropout would differ"
+            raise OptionError(what, where="lora.dropout", fix="set lora.dropout=0")
+        if self.row.online is not None:
+            check_online(self, self.row.online)
+
+    def _check_reference(self) -> None:
         asked = self.reference != ReferenceSettings()
         if asked and not self.needs_reference:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
         if self.reference.cache and self.reference.sync_every:
             raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
-        if self.train.shard:
-            check_shard(self)
+        follows = self.reference.sync_every or (self.row.online is not None and self.row.online.anew == "reference")
+        if follows and self.reference.path is not None and self.lora.rank:
+            what, fix = "a reference with weights of its own cannot follow an adapter", "leave reference.path out, or train all weights"
+            raise OptionError(what, where="reference.path", fix=fix)
         if self.reference.cache and self.row.coupling == "mismatched_kl":
-            fix = "set reference.cache=false"
-            raise OptionError(
-                f"{self.method} measures prompts with other rows' completions, anew each epoch", where="reference.cache", fix=fix
-            )
-        if self.row.online is not None:
-            check_online(self, self.row.online)
+            what = f"{self.method} measures prompts with other rows' completions, anew each epoch"
+            raise OptionError(what, where="reference.cache", fix="set reference.cache=false")
 
 
 def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], stack: ExitStack, say: Say) -> Job:
@@ -282,7 +291,7 @@ def choose_layout(train: TrainSettings, model: LanguageModel, trees: Sequence[To
     """
     if train.layout == "padded":
         return "padded"
-    found = model.check(trees)
+    found = model.check(trees, backward=model.device.type == "cuda")  # some cards have no room for FlexAttention's backward kernel
     if found.layout == "packed":
         say(f"self-check: packed and padded values agree within {found.difference:.1e}")
     elif train.layout == "packed":
@@ -351,8 +360,8 @@ def _other_model(path: str, model: LanguageModel) -> Any:
     if other != model.tokenizer.get_vocab():
         what = f"the reference's vocabulary ({len(other)} tokens) is not the policy's ({len(model.tokenizer.get_vocab())})"
         raise ModelError(what, where=path, fix="reference.path must be a model with the policy's own tokenizer")
-    frozen: Any = load_causal(ModelSettings(path=path))
-    frozen.to(next(base_of(model.model).parameters()).dtype)
+    dtype = next(base_of(model.model).parameters()).dtype
+    frozen: Any = load_causal(ModelSettings(path=path, dtype="bf16" if dtype == torch.bfloat16 else "fp32"))
     sizes = [m.get_output_embeddings().weight.shape[0] for m in (frozen, base_of(model.model))]
     if sizes[0] != sizes[1]:
         raise ModelError(f"the reference has {sizes[0]} output tokens, the policy {sizes[1]}", where=path, fix="use one vocabulary size")
@@ -366,11 +375,17 @@ def check_start(job: Job, trees: Sequence[TokenTree]) -> None:
     Raises:
         TrainingError: they differ, so every loss would be wrong.
     """
-    view = job.look(job.lay_out(trees))
+    batch = job.lay_out(trees)
+    view, dtype = job.look(batch), next(base_of(job.model).parameters()).dtype
     assert view.logps_T is not None
     assert view.ref_logps_T is not None
-    difference = float((view.logps_T - view.ref_logps_T).abs().max()) if len(view.logps_T) else 0.0
-    tolerance = 1e-4 if next(base_of(job.model).parameters()).dtype == torch.float32 else 0.25
-    if not difference <= tolerance:
+    gap_T = (view.logps_T - view.ref_logps_T).abs()
+    size = 0.0
+    if dtype == torch.bfloat16:
+        states_TD, head = scored_states(job.model, batch, temperature=job.temperature)
+        worst = gap_T.topk(min(64, len(gap_T))).indices
+        size = size_of(head.logits(states_TD[worst]), batch.target_T[worst])
+    if not alike(view.logps_T, view.ref_logps_T, dtype, size):
+        difference = float(gap_T.max())
         what = f"before the first step policy and reference differ by {difference:.2g} nats on a token"
         raise TrainingError(what, where="reference", fix="clear the reference cache (PREFOPT_CACHE), or report this")

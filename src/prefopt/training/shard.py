@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from prefopt.errors import OptionError
 from prefopt.model.forward import FORWARDS, METHOD, base_of, layers_of
+from prefopt.model.load import device
 from prefopt.model.split import full
 from prefopt.training import distributed
 from prefopt.types import Batch
@@ -80,7 +81,7 @@ def join(model: Any) -> None:
 
 def as_many(batches: Sequence[Batch], spare: Callable[[], Batch]) -> list[Batch]:
     """The batches of this rank, and as many idle ones as make their number that of the rank which has most."""
-    most = torch.tensor(len(batches))
+    most = torch.tensor(len(batches), device=device())
     dist.all_reduce(most, dist.ReduceOp.MAX)
     return [*batches, *(idle(spare()) for _ in range(int(most) - len(batches)))]
 
