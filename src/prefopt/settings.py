@@ -6,8 +6,9 @@ below; a field whose docstring starts with a requirement has none. Everything is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -222,6 +223,12 @@ class RewardSettings:
     """Seconds that one call of a function, an endpoint or a verifier may take."""
     retries: Count = 1
     """How often an answer whose judging failed is tried again before it is left unjudged."""
+
+
+def deciding(rollout: Mapping[str, Any]) -> dict[str, Any]:
+    """The rollout settings that decide what a training run samples: not where the engine is that is given its weights."""
+    elsewhere = {"url", "folder", "memory", "timeout", "retries"} if rollout["engine"] != "local" else set()
+    return {name: value for name, value in rollout.items() if name not in elsewhere}
 
 
 @dataclass(frozen=True, kw_only=True)

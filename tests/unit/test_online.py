@@ -432,6 +432,80 @@ def test_a_run_that_fails_at_its_end_is_kept(where: str, tmp_path: Path, monkeyp
         assert torch.equal(weight, weights(again)[part]), part
 
 
+def test_a_run_that_was_over_trains_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that its watch had stopped, and whose last measurement failed, is only finished when it goes on."""
+
+    class Stopper:
+        def needs_kl(self, number: int) -> bool:
+            return True
+
+        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+            return Watched(best=number == 1, stop="seen enough" if number == 2 else "")
+
+    more: dict[str, Any] = {"watch": [Stopper()], "kl": KLSettings(budget=50.0)}
+    whole = run(tmp_path / "whole", "grpo", **more)
+
+    def down(self: Any) -> Any:
+        raise RewardError("the server is down")
+
+    monkeypatch.setattr(stream.Rounds, "finish", down)
+    with pytest.raises(RewardError, match="the server is down"):
+        run(tmp_path / "cut", "grpo", **more)
+    monkeypatch.undo()
+    again = run(tmp_path / "cut", "grpo", **more)
+    assert (again.steps, again.stopped) == (whole.steps, whole.stopped) == (2, "stopped")
+    for part, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[part]), part
+
+
+def test_patience_that_had_run_out_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation that ends a run fails; when it is done at last, no step follows."""
+    more: dict[str, Any] = {"heldout": 4, "train": {"eval_every": 1, "keep_best": "eval/reward", "patience": 1, "learning_rate": 0.0}}
+    whole = run(tmp_path / "whole", "grpo", **more)
+    assert (whole.steps, whole.stopped) == (2, "early")
+    evaluate = stream.Rounds.evaluate
+
+    def down(self: Any, first: int | None = None) -> Any:
+        if first is None and down.calls == 1:
+            raise RewardError("the server is down")
+        down.calls += first is None
+        return evaluate(self, first)
+
+    down.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(stream.Rounds, "evaluate", down)
+    with pytest.raises(RewardError, match="the server is down"):
+        run(tmp_path / "cut", "grpo", **more)
+    monkeypatch.undo()
+    again = run(tmp_path / "cut", "grpo", **more)
+    assert (again.steps, again.stopped) == (2, "early")
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+
+
+def test_star_that_is_ended_keeps_what_it_has_learned(tmp_path: Path) -> None:
+    class Stopper:
+        def needs_kl(self, number: int) -> bool:
+            return False
+
+        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+            return Watched(stop="seen enough" if number == 1 else "")
+
+    found = run(tmp_path / "star", "star", watch=[Stopper()], online=OnlineSettings(prompts=8), train={"steps": 4})
+    first = language_model("star").model.state_dict()
+    assert any(not torch.equal(weight, first[name]) for name, weight in weights(found).items() if name in first)
+
+
+def test_a_monitor_asks_for_a_distance_in_its_rounds_alone(tmp_path: Path) -> None:
+    class Second:
+        def needs_kl(self, number: int) -> bool:
+            return number % 2 == 0
+
+        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+            return Watched()
+
+    run(tmp_path, "dapo", watch=[Second()])
+    assert ["objective/kl" in row for row in metrics_of(tmp_path)] == [True, False, True, False]
+
+
 def test_the_last_measurement_of_a_budget_asks_no_reward(tmp_path: Path) -> None:
     class Counting(EvenTokens):
         """Counts the answers it is shown."""
@@ -508,17 +582,18 @@ def test_who_watches_gets_a_distance_where_the_loss_needs_none(tmp_path: Path) -
     seen: list[float] = []
 
     class Watcher:
-        needs_kl = True
+        def needs_kl(self, number: int) -> bool:
+            return True
 
         def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
             seen.append(metrics.get("objective/kl", math.nan))
             return Watched()
 
-    run(tmp_path / "dapo", "dapo", watch=[Watcher()], watched=True)
+    run(tmp_path / "dapo", "dapo", watch=[Watcher()])
     assert seen[0] == pytest.approx(0.0, abs=1e-6)
     assert all(kl > 0 for kl in seen[1:])
     seen.clear()
-    run(tmp_path / "rounds", "iterative_dpo", watch=[Watcher()], watched=True)
+    run(tmp_path / "rounds", "iterative_dpo", watch=[Watcher()])
     assert all(math.isnan(kl) for kl in seen), "a reference that is the policy itself tells no distance"
 
 
@@ -556,7 +631,8 @@ def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Watcher:
-        needs_kl = True
+        def needs_kl(self, number: int) -> bool:
+            return True
 
         def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
             seen.append(number)

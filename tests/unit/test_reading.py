@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, OptionError
 from prefopt.model.reading import Reading, of_solution
 from prefopt.settings import HeadSettings
+from prefopt.training.setup import Setup
 
 X = np.array([[1.0, 3.0], [2.0, 2.0], [4.0, -1.0]])
 
@@ -58,3 +61,21 @@ def test_solutions_are_ordered() -> None:
         p = rng.random(rng.integers(1, 6)).tolist()
         assert of_solution(p, "product") <= of_solution(p, "min") <= of_solution(p, "mean") + 1e-12
         assert of_solution(p, "last") == p[-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "heads", "says"),
+    [
+        ("reward", {"rule": "min"}, "one head is no ensemble"),
+        (
+            "reward",
+            {"attributes": {"x": 1.0, "y": 1.0}, "rule": "min"},
+            r"attributes are weighed(.|\n)*leave heads.bag, heads.rule and heads.k out$",
+        ),
+        ("reward", {"solution": "min"}, "judges no steps"),
+        ("dpo", {"count": 2}, "trains no reward model"),
+    ],
+)
+def test_options_of_heads_that_nothing_would_read(method: str, heads: dict[str, Any], says: str) -> None:
+    with pytest.raises(OptionError, match=says):
+        Setup(method=method, heads=HeadSettings(**heads)).check()

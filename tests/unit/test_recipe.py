@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from prefopt.errors import OptionError
-from prefopt.pipeline import recipe
+from prefopt.pipeline import recipe, record
 from prefopt.pipeline.recipe import Recipe, single
+from prefopt.pipeline.run import _deciding
 from prefopt.pipeline.source import parse, parse_override
 from prefopt.settings import TrainSettings
 
@@ -364,3 +365,15 @@ def test_methods_that_sample_say_how_many_answers_they_want(tmp_path: Path) -> N
     assert "critic" not in stage.sections
     assert stage.options["scale"] == "group"
     assert "not read by grpo" in refused(tmp_path, grpo, "critic.shared=true")
+
+
+def test_a_run_that_trains_may_go_on_with_its_server_elsewhere() -> None:
+    """What only samples is another run there: it would be another model."""
+
+    def key(kind: str, url: str) -> str:
+        stage = {"kind": kind, "model": {"path": "m"}, "data": {"path": "p"}, "rollout": {"engine": "server", "url": url}}
+        return record.digest(_deciding(single(stage, [], "test")))
+
+    here, there = "http://a/v1", "http://b/v1"
+    assert key("grpo", here) == key("grpo", there)
+    assert key("sample", here) != key("sample", there)

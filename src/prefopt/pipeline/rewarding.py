@@ -121,12 +121,11 @@ class Rewarded:
 
     def _asked(self, example: Example) -> list[tuple[Rolled, Text]]:
         """The completions of a row as if they had just been sampled; what is judged must not be taken for the right answer."""
-        row, many = replace(example, completions=()), len(example.completions) > 1
-        return [(self._rolled(row, content, at, many=many), content) for at, content in enumerate(answers(example))]
+        row = replace(example, completions=())
+        return [(self._rolled(row, content, self._finished(example, at)), content) for at, content in enumerate(answers(example))]
 
-    def _rolled(self, row: Example, content: Text, at: int, *, many: bool) -> Rolled:
+    def _rolled(self, row: Example, content: Text, finished: bool) -> Rolled:
         """A completion as if it had just been sampled."""
-        finished = self._finished(row, at, many=many)
         ids = np.zeros(0, dtype=np.int32)
         if self.renderer is not None:
             completion = Completion(content=as_answer(row.prompt, content), ended=finished)
@@ -135,9 +134,9 @@ class Rewarded:
         text = content if isinstance(content, str) else content[-1].content
         return Rolled(row, Sample(ids=ids, logps=np.zeros(len(ids), dtype=np.float32), text=text, finished=finished))
 
-    def _finished(self, row: Example, at: int, *, many: bool) -> bool:
-        """Whether an answer ended by itself, as `prefopt generate` writes it down; of a ranking (`many`) the order is not the file's."""
-        told = None if many else ended(row, at)
+    def _finished(self, row: Example, at: int) -> bool:
+        """Whether an answer ended by itself, as `prefopt generate` writes it down."""
+        told = ended(row, at)
         if told is not None:
             return told
         if self.settings.missing_eos:

@@ -50,8 +50,10 @@ def answers(example: Example) -> list[Text]:
 
 
 def ended(example: Example, at: int) -> bool | None:
-    """Whether a completion that `sample` wrote ended by itself; None where the row does not say."""
-    said = example.meta.get("finished")
+    """Whether a completion that `sample` wrote ended by itself; None where the row does not say, as of a ranking, whose order is not the
+    file's.
+    """
+    said = example.meta.get("finished") if len(example.completions) < 2 else None
     told = [said] if isinstance(said, bool) else said if isinstance(said, list) else []
     return bool(told[at]) if at < len(told) else None
 
@@ -92,9 +94,9 @@ def scored(
     contents = [answers(example) for example in examples]
     prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
     flat = [
-        Completion(content=as_answer(example.prompt, content), ended=len(example.completions) > 1 or ended(example, at) is not False)
+        Completion(content=as_answer(example.prompt, content), ended=ended(example, at) is not False)
         for example, row in zip(examples, contents, strict=True)
-        for at, content in enumerate(row)  # a ranking's do not stand in the order of the file, in which `finished` does
+        for at, content in enumerate(row)
     ]
     by_step = _by_step(model, prompts, examples, flat)
     steps = iter(by_step)

@@ -23,6 +23,7 @@ from prefopt.errors import OptionError, PrefoptError
 from prefopt.pipeline import kinds, record
 from prefopt.pipeline.lineage import HELDOUT
 from prefopt.pipeline.recipe import Recipe, Stage
+from prefopt.settings import deciding
 
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
 _INPUTS |= {"reward": ("model", "function"), "critic": ("path",), "monitor": ("evaluator",)}
@@ -96,7 +97,7 @@ def run_stage(
     title = title or stage.name
     parents = {name: finished.keys[name] for name in _parents(stage, context)}
     inputs = {path: record.digest_path(path) for path in _inputs(stage)}
-    key = record.digest({"stage": _settings(stage), "parents": parents, "inputs": inputs})
+    key = record.digest({"stage": _deciding(stage), "parents": parents, "inputs": inputs})
     finished.keys[stage.name] = key
     if (entry := _done(folder, key)) is not None:
         context.say(f"{title}: already done")
@@ -228,6 +229,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _settings(stage: Stage) -> dict[str, Any]:
     """A stage as plain JSON values (tuples become lists), the form that is hashed and written."""
     return {name: _plain(value) for name, value in stage.to_dict().items()}
+
+
+def _deciding(stage: Stage) -> dict[str, Any]:
+    """The same without what a run that trains may go on with another of; what only samples is another run on another server."""
+    settings = _settings(stage)
+    return settings | {"rollout": deciding(settings["rollout"])} if {"train", "rollout"} <= stage.sections.keys() else settings
 
 
 def _plain(value: Any) -> Any:

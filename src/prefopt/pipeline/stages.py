@@ -58,7 +58,6 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     given = {name: settings[name] for name in SETUP if name in settings}
     setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
     watch = [_monitor(stage, prepared, folder, context)] if method.online else []
-    setup = replace(setup, watched=any(one.needs_kl for one in watch))
     result = fit(setup, model, prepared, out=folder, track=settings["track"], reward=reward, watch=watch)
     if method.reads == "scores":
         _examine(model, method, prepared, seed, folder, context)

@@ -47,8 +47,9 @@ def check_heads(setup: Setup) -> None:
     if heads.solution != plain.solution and setup.row.unit != "step":
         raise OptionError(f"{setup.method} judges no steps", where="heads.solution", fix="leave it out, or train with prm")
     if heads.count == 1 and (heads.bag, heads.rule, heads.k) != (plain.bag, plain.rule, plain.k):
-        fix = "set heads.count, or leave heads.bag, heads.rule and heads.k out"
-        raise OptionError("one head is no ensemble", where="heads.count", fix=fix)
+        what = "attributes are weighed, they are no ensemble" if heads.attributes else "one head is no ensemble"
+        fix = "leave heads.bag, heads.rule and heads.k out" + ("" if heads.attributes else ", or set heads.count")
+        raise OptionError(what, where="heads", fix=fix)
 
 
 def check_online(setup: Setup, online: Online) -> None:

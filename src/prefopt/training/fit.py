@@ -13,7 +13,7 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from prefopt.pack.prepare import Prepared
 from prefopt.pack.shelf import Chain
 from prefopt.rollout.policy import LanguageModel
 from prefopt.rollout.rewards import Reward
-from prefopt.settings import TrackSettings
+from prefopt.settings import TrackSettings, deciding
 from prefopt.training import checkpoint, distributed, shard
 from prefopt.training.job import Job
 from prefopt.training.loop import NotFinite, train_step
@@ -45,8 +45,6 @@ from prefopt.training.track import Trackers, open_trackers
 from prefopt.types import Stat, TokenTree
 
 Found = TypeVar("Found")
-DECIDE_NOTHING = {"train": {"save_every"}, "rollout": {"url", "folder", "memory", "timeout", "retries"}}
-"""Settings that a run may go on with others of."""
 
 
 class Interrupted(PrefoptError):
@@ -76,6 +74,7 @@ class Progressed:
     best_step: int = 0
     waited: int = 0
     evaluated: int = 0
+    ended: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -106,6 +105,7 @@ def fit(
         Interrupted: SIGINT or SIGTERM, after a checkpoint.
     """
     distributed.start()
+    setup = replace(setup, watched=any(one.needs_kl(0) for one in watch))
     _check(setup, data)
     out.mkdir(parents=True, exist_ok=True)
     _require_room(model, out)
@@ -178,13 +178,13 @@ class Run:
         train, span = self.setup.train, self.stream.restarts or self.total
         factor = schedule(train, span)
         with StopRequest() as stop:
-            if self.at.step:
-                self.evaluate(trackers)  # what a run that was stopped had still to do
-            while self.at.step < self.total:
+            self.evaluate(trackers)  # what a run that was stopped had still to do
+            while not self.over():
                 trees = self.kept(lambda: self.stream.step(self.at.step))
                 if self.stream.ended:
                     self.progress.say(f"{self.stream.ended}: stopping")
-                    return "stopped"
+                    self.at.ended = "stopped"
+                    break
                 self.step(trees, factor(self.at.step % span), trackers)
                 self.evaluate(trackers)
                 last = self.at.step == self.total
@@ -193,10 +193,15 @@ class Run:
                     raise Interrupted(stop.requested or "SIGTERM", self.at.step, self.total)
                 if train.save_every and self.at.step % train.save_every == 0:
                     self.save()
-                if train.patience and self.at.waited >= train.patience:
-                    self.progress.say(f"{train.keep_best} has not improved for {train.patience} evaluations: stopping")
-                    return "early"
-        return "done"
+        return self.at.ended or "done"
+
+    def over(self) -> bool:
+        """Whether there is no further step."""
+        train = self.setup.train
+        if train.patience and self.at.waited >= train.patience and not self.at.ended:
+            self.progress.say(f"{train.keep_best} has not improved for {train.patience} evaluations: stopping")
+            self.at.ended = "early"
+        return bool(self.at.ended) or self.at.step >= self.total
 
     def kept(self, work: Callable[[], Found]) -> Found:
         """What the stream is asked for; where it cannot be had (a reward or a server that fails) the run is kept as it stands."""
@@ -327,10 +332,10 @@ class Run:
         self.progress.say(f"going on from step {self.at.step} of {self.total}")
 
     def fingerprint(self) -> str:
-        """A hash of everything that decides the result: settings (but not when to save, or where an engine is) and every token."""
+        """A hash of every token and of what decides the result: settings, but not when to save, who watches, or where an engine is."""
         plain = _plain(self.setup)
-        for section, names in DECIDE_NOTHING.items():
-            plain[section] = {name: value for name, value in plain[section].items() if name not in names}
+        del plain["train"]["save_every"], plain["watched"]
+        plain["rollout"] = deciding(plain["rollout"])
         digest = hashlib.sha256(json.dumps([plain, self.total], sort_keys=True, default=str).encode())
         for tree in Chain(self.data.train, self.data.heldout):
             digest.update(tree.prompt.tobytes() + b"|" + b"|".join(b.ids.tobytes() + b.scored.tobytes() for b in tree.branches))

@@ -73,9 +73,8 @@ class Check:
 class Watch(Protocol):
     """Who is shown every round of a run."""
 
-    @property
-    def needs_kl(self) -> bool:
-        """Whether the KL to the reference has to be measured for it."""
+    def needs_kl(self, number: int) -> bool:
+        """Whether the KL to the reference has to be measured for it in round `number`; who never asks in the first never does."""
         ...
 
     def __call__(self, number: int, answers: Sequence[Judged], metrics: Mapping[str, float], /) -> Watched:
@@ -109,10 +108,9 @@ class Monitor:
     checks: list[Check] = field(default_factory=list)
     started: bool = False
 
-    @property
-    def needs_kl(self) -> bool:
+    def needs_kl(self, number: int) -> bool:
         """See `Watch`."""
-        return self.evaluator is not None
+        return self.evaluator is not None and number % self.settings.every == 0
 
     def __call__(self, number: int, answers: Sequence[Judged], metrics: Mapping[str, float]) -> Watched:
         """Look at round `number` (0-based) if it is its turn.
@@ -124,7 +122,7 @@ class Monitor:
         """
         if not self.started:
             self.resume(number)
-        turn = self.evaluator is not None and number % self.settings.every == 0 and bool(answers)
+        turn = self.needs_kl(number) and bool(answers)
         values = self._evaluate(number, answers) if turn else [None] * len(answers)
         if self.settings.audit_every and number % self.settings.audit_every == 0:
             self._audit(number, answers, values)

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, me
 from prefopt.training.sampling import Source
 from prefopt.training.setup import Setup
 from prefopt.types import TokenTree, plain
+
+Found = TypeVar("Found")
 
 EVALUATION = 2**31
 """The round number that draws the random numbers of held-out answers."""
@@ -146,11 +148,15 @@ class Rounds:
     def _kl_of_several_rounds(self) -> tuple[float, float]:
         """KL and its standard error on the prompts of the first rounds, for a KL that is known better than a round's own."""
         rows = dict.fromkeys(i for number in range(LAST) for i in self.plan.step(number))
-        return self._kl(self._ask([self.train[i] for i in rows], EVALUATION + 1, samples=self.setup.rollout.samples, judged=False))
+        prompts, settings = [self.train[i] for i in rows], replace(self.setup.rollout, seed=self._seed(EVALUATION + 1))
+        drawn = self._shared(prompts, lambda mine: self.source.sample(mine, settings, self.job.model))
+        unjudged = [tuple(Answer(sample, Verdict(0.0)) for sample in row) for row in drawn]
+        return self._kl([Group(prompt, answers) for prompt, answers in zip(prompts, unjudged, strict=True)])
 
     def state(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """See `Stream`; the round under way, if there is one."""
-        plain = {"controller": self.controller.state(), "baseline": self.baseline, "round": None}
+        plain: dict[str, Any] = {"controller": self.controller.state(), "baseline": self.baseline, "round": None}
+        plain |= {"reason": self.reason, "hacked": self.hacked}
         tensors = {f"best/{name}": tensor for name, tensor in self.best.items()}
         if self.round is not None and step % self.per_steps:
             plain["round"] = self.round.number
@@ -161,6 +167,7 @@ class Rounds:
         """See `Stream`."""
         self.controller.load(state["controller"])
         self.baseline = state["baseline"]
+        self.reason, self.hacked = state.get("reason", ""), state.get("hacked", False)
         self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         if state["round"] is not None:
             stored = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("round/")}
@@ -187,7 +194,7 @@ class Rounds:
         trees = self._learn_from(made, metrics) if groups else []
         self._record(number, groups)
         self._look(number, groups, metrics)
-        if self.online.anew == "policy":  # the answers are the policy's as it had become
+        if self.online.anew == "policy" and not self.reason:  # the answers were the policy's as it had become
             self._put(self.first)
             for optimizer in self.job.optimizer.optimizers:
                 optimizer.state.clear()
@@ -197,7 +204,7 @@ class Rounds:
         """How many answers were asked for, and those that came with what was measured of them."""
         self.unjudged, self.dropped = [], []
         asked, groups = self._gather(number)
-        measured = self._measure(groups) if groups and self._has_to_measure() else []
+        measured = self._measure(groups) if groups and self._has_to_measure(number) else []
         return asked, Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
 
     def _kl_beyond(self, made: Made) -> float | None:
@@ -248,12 +255,12 @@ class Rounds:
         metrics["rollouts/learned_from"] = float(sum(len(tree.branches) for tree in trees))
         return trees
 
-    def _has_to_measure(self) -> bool:
+    def _has_to_measure(self, number: int) -> bool:
         """Whether anything but the step's own forward pass is needed: not where all of a round is one step without a KL to know."""
         ratios = "advantages" in self.online.gives and (self.per_steps > 1 or self.setup.online.importance_cap is not None)
         held = self.setup.held
         steered = held.target is not None or held.budget is not None or (bool(held.coefficient) and held.place != "loss")
-        watched = self._apart and any(watch.needs_kl for watch in self.watch)
+        watched = self._apart and any(watch.needs_kl(number) for watch in self.watch)
         return ratios or steered or watched or self.online.has_critic
 
     @property
@@ -299,17 +306,20 @@ class Rounds:
         self.dropped += kept[wanted:]
         return asked, kept[:wanted]
 
-    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int, judged: bool = True) -> list[Group]:
-        """Answers to each prompt, judged; those that could not be are left out, and prompts without any. Every rank answers and judges its
-        share of the prompts, and all hold all answers then. Without `judged` every answer is worth 0, and nobody is asked.
+    def _shared(self, prompts: Sequence[TokenTree], work: Callable[[Sequence[TokenTree]], list[Found]]) -> list[Found]:
+        """What `work` makes of each prompt; every rank works on its share, and all hold all of it then."""
+        ranks = distributed.world_size()
+        mine = share(prompts, distributed.rank(), ranks)
+        shares = distributed.together(lambda: work(mine) if mine else [])
+        return [shares[i % ranks][i // ranks] for i in range(len(prompts))]
+
+    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[Group]:
+        """Answers to each prompt, judged; those that could not be are left out, and prompts without any.
 
         Raises:
             RewardError: the reward is wrong, or judges nothing.
         """
-        ranks = distributed.world_size()
-        mine = share(prompts, distributed.rank(), ranks)
-        shares = distributed.together(lambda: self._answered(mine, *stamp, samples=samples, judged=judged) if mine else [])
-        answered = [shares[i % ranks][i // ranks] for i in range(len(prompts))]
+        answered = self._shared(prompts, lambda mine: self._answered(mine, *stamp, samples=samples))
         with_greedy = "greedy" in self.online.arguments
         for found in ([a for answers, _ in answered for a in answers], [g for _, g in answered if g is not None]):
             self._some_judged(prompts, answered, [answer.verdict for answer in found])
@@ -321,14 +331,12 @@ class Rounds:
         ]
         return [group for group in groups if group.answers and not (with_greedy and math.isnan(group.greedy))]
 
-    def _answered(self, prompts: Sequence[TokenTree], *stamp: int, samples: int, judged: bool) -> list[tuple[list[Answer], Answer | None]]:
+    def _answered(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[tuple[list[Answer], Answer | None]]:
         """Judged answers to each prompt, and the greedy one where the method compares with it."""
         settings = replace(self.setup.rollout, samples=samples, seed=self._seed(*stamp))
         own = samples - 1 if self.online.explores and samples > 1 else samples
         drawn = self.source.sample(prompts, replace(settings, samples=own), self.job.model)
         mine = [[True] * own for _ in prompts]
-        if not judged:
-            return [([Answer(sample, Verdict(0.0)) for sample in row], Answer(row[0], Verdict(0.0))) for row in drawn]
         if own < samples and self.job.reference is not None:
             with self.job.reference.sampling() as model:
                 other = self.source.sample(prompts, replace(settings, samples=1, seed=self._seed(*stamp, 1)), model)
