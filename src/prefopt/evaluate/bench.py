@@ -181,9 +181,10 @@ class Bench:
         Raises:
             DataError: there are such rows, and `seen` is "error".
         """
-        found = guard.seen(self.rows, self.training.rows()) if self.training.files else []
+        found, unread = guard.seen(self.rows, self.training.rows()) if self.training.files else ([], [])
         notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
-        notes |= {guard.UNKNOWN: "; ".join(self.training.unknown)} if self.training.unknown else {}
+        unknown = "; ".join([*self.training.unknown, *unread])
+        notes |= {guard.UNKNOWN: unknown} if unknown else {}
         if not found:
             return notes
         guard.write(found, self.out)
