@@ -16,7 +16,7 @@ from prefopt.evaluate import pairs, shift, suites, table
 from prefopt.pack.prepare import prepare
 from prefopt.pipeline.kinds import SuiteName
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
-from prefopt.types import Completion, Example, TokenTree
+from prefopt.types import Completion, Example, Message, TokenTree
 from prefopt.world import World
 from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
 from tests.worlds import language_model
@@ -138,6 +138,17 @@ def test_judges_refuse_rows_they_cannot_judge(tmp_path: Path) -> None:
         bench = bench_of(tmp_path, Scripted("a", ["x"]), Scripted("b", ["x"]), rows=bare, judge=judge)
         with pytest.raises((DataError, OptionError), match=message):
             suites.run("preference", bench)
+
+
+def test_prompts_are_asked_once_each_where_all_that_a_template_reads_is_the_same(tmp_path: Path) -> None:
+    calls = [Message("assistant", "", {"tool_calls": [{"function": {"name": "find", "arguments": {"city": city}}}]}) for city in "ab"]
+    turns = [(Message("user", "Where?"), call, Message("tool", "Here.")) for call in calls]
+    prompts = [turns[0], turns[1], turns[0], "Where?", (Message("user", "Where?"),)]
+    policy, rows = Scripted("agent", ["1", "2", "3", "4"]), [Example(prompt=prompt, where=f"x:{i}") for i, prompt in enumerate(prompts)]
+    bench = bench_of(tmp_path, policy, rows=rows)
+    found = bench.answers(bench.model, rows)
+    assert found.texts == ["1", "2", "1", "3", "4"]
+    assert (len(set(found.clusters)), policy.asked) == (4, 4)
 
 
 # --- people's labels --------------------------------------------------------------------------------------------------

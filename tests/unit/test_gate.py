@@ -301,6 +301,19 @@ def test_a_model_that_is_gone_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no record of the models it opened" in gates.decide(place, gates.parse_policy(WIN, "gate.yaml")).notes[0]
 
 
+def test_weights_end_a_verdict_where_they_are_asked_for_and_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place, verdict = with_model(tmp_path / "run"), tmp_path / "run" / "gate.json"
+    gates.decide(place, gates.parse_policy(WIN, "gate.yaml"), write=verdict)
+    assert run(["gate", str(place), "--check"]) == 0
+    assert capsys.readouterr().out.endswith("still holds\n")
+    (place / "model" / "config.json").write_text("{ }")
+    assert (gates.changed(verdict), gates.changed(verdict, weights=True)) == ([], ["model"])
+    assert run(["gate", str(place), "--check"]) == 1
+    (place / "model").rename(tmp_path / "elsewhere")
+    assert run(["gate", str(place), "--check"]) == 0
+    assert "still holds, as far as can be told without model" in capsys.readouterr().out
+
+
 def simulated(rate: float, runs: int, n: int = 400) -> float:
     rng = np.random.default_rng(0)
     return float(np.mean([decided([wins(won, n - won)], BETTER).verdict == "PASS" for won in rng.binomial(n, rate, size=runs).tolist()]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from prefopt.errors import DataError
 from prefopt.evaluate import guard, suites
-from prefopt.evaluate.guard import Training, seen
+from prefopt.evaluate.guard import Seen, Training
 from prefopt.pipeline.lineage import training
 from prefopt.types import Completion, Example, Message
 from tests.benches import Scripted, bench_of
@@ -26,6 +27,12 @@ def chat(*turns: str, where: str = "train.jsonl:1") -> Example:
     roles = ("user", "assistant")
     said = tuple(Message(roles[i % 2], turn) for i, turn in enumerate(turns))
     return Example(prompt=(), completions=(Completion(content=said),), where=where)
+
+
+def seen(rows: Sequence[Example], training: Sequence[Example]) -> list[Seen]:
+    found, unread = guard.seen(rows, training)
+    assert not unread
+    return found
 
 
 def test_a_prompt_is_known_again_whatever_its_case_and_system_message() -> None:
@@ -96,13 +103,17 @@ def file(path: Path, *prompts: str) -> Path:
     return path
 
 
+def rows_of(found: Training) -> list[Example]:
+    return [row for row in found.rows() if isinstance(row, Example)]
+
+
 def test_the_trail_goes_through_every_stage_behind_a_model(tmp_path: Path) -> None:
     base = stage(tmp_path / "create", "create", None, None)
     sft = stage(tmp_path / "sft", "sft", file(tmp_path / "sft.jsonl", "a", "b"), base)
     dpo = stage(tmp_path / "dpo", "dpo", file(tmp_path / "dpo.jsonl", "c", "d", "e"), sft, eval_fraction=0.3)
     (tmp_path / "dpo" / "heldout.txt").write_text(f"{tmp_path / 'dpo.jsonl'}:2\n")
     found = training([str(dpo), str(sft)])
-    assert [example.prompt for example in found.rows()] == ["c", "e", "a", "b"]
+    assert [example.prompt for example in rows_of(found)] == ["c", "e", "a", "b"]
     assert not found.unknown
     assert len(found.files) == 2
 
@@ -125,9 +136,11 @@ def test_data_that_can_no_longer_be_read_are_told(tmp_path: Path) -> None:
     sft = stage(tmp_path / "sft", "sft", data, base)
     data.write_text(data.read_text() + "{\n")
     rows = [row(f"question {i}", f"e:{i}") for i in (1, 2)]
-    bench = bench_of(tmp_path, Scripted("a", ["x"] * 2), rows=rows, training=training([str(sft)]), seen="drop")
+    trained = training([str(sft)])
+    bench = bench_of(tmp_path, Scripted("a", ["x"] * 2), rows=rows, training=trained, seen="drop")
     notes = bench.guard()
     assert str(notes["training_unknown"]).startswith("sft: its data can no longer be read (malformed JSON")
+    assert trained.unknown == ()
     assert notes["rows_seen_in_training_dropped"] == 1
 
 
@@ -139,7 +152,7 @@ def test_two_runs_on_one_file_are_told_apart_by_what_they_held_out(tmp_path: Pat
         base = stage(tmp_path / name / "create", "create", None, None)
         models.append(stage(tmp_path / name / "dpo", "dpo", data, base, eval_fraction=0.5))
         (tmp_path / name / "dpo" / "heldout.txt").write_text("".join(f"{data}:{line}\n" for line in held))
-    assert {example.prompt for example in training([str(model) for model in models]).rows()} == {"a", "b", "c", "d"}
+    assert {example.prompt for example in rows_of(training([str(model) for model in models]))} == {"a", "b", "c", "d"}
 
 
 def test_the_trail_goes_through_the_members_of_an_ensemble(tmp_path: Path) -> None:
@@ -149,6 +162,6 @@ def test_the_trail_goes_through_the_members_of_an_ensemble(tmp_path: Path) -> No
     folder.mkdir()
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [{"kind": "ensemble", "members": [str(one), str(two)]}]}))
     (folder / "record.json").write_text(json.dumps({"kind": "ensemble", "name": "ensemble"}))
-    assert [example.prompt for example in training([str(folder / "model")]).rows()] == ["one", "two"]
+    assert [example.prompt for example in rows_of(training([str(folder / "model")]))] == ["one", "two"]
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [{"kind": "odd"}]}))
-    assert training([str(folder / "model")]).unknown == ["ensemble: its record does not say what trained it"]
+    assert training([str(folder / "model")]).unknown == ("ensemble: its record does not say what trained it",)

@@ -373,8 +373,10 @@ def test_ticks_of_a_narrow_axis_tell_apart() -> None:
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moved", ["", "evaluate/evaluation.json", "model/config.json", "new/evaluation.json"])
-def test_the_gates_verdict_is_at_the_top(moved: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("moved", "stale"), [("", False), ("evaluate/evaluation.json", True), ("model/config.json", False), ("new/evaluation.json", True)]
+)
+def test_the_gates_verdict_is_at_the_top(moved: str, stale: bool, tmp_path: Path) -> None:
     run = write_run(tmp_path / "gated")
     (run / "model").mkdir()
     write_json(run / "model" / "config.json", {})
@@ -396,7 +398,7 @@ def test_the_gates_verdict_is_at_the_top(moved: str, tmp_path: Path) -> None:
     assert "over_refusal (harmless), difference at most 0.02" in page.said
     assert "0.7 (0.65 to 0.75), n = 300" in page.said
     assert "sft: no record" in page.said
-    assert ("run the gate again" in page.said) == bool(moved)
+    assert ("run the gate again" in page.said) == stale
     assert "<script>" not in text
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from prefopt.errors import DataError
-from prefopt.evaluate import capability, refusal, rewardbench2, robustness, suites, weighted
+from prefopt.evaluate import capability, judges, refusal, rewardbench2, robustness, suites, weighted
+from prefopt.evaluate.bench import Answers
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, Message
 from prefopt.world import World
-from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
+from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of, sample_of
 from tests.unit.test_evaluate import tree_of
 from tests.worlds import language_model
 
@@ -285,7 +286,7 @@ def test_every_row_is_of_one_task() -> None:
     assert [task and task.verifier for task in tasks] == ["math", "code", None]
 
 
-# --- a judge with a taste ---------------------------------------------------------------------------------------------
+# --- judges ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_simulated_annotator_judges_by_its_taste(tmp_path: Path) -> None:
@@ -342,3 +343,12 @@ def test_a_threshold_is_chosen_on_one_half_and_measured_on_the_other(tmp_path: P
     assert 100 < found["false_negative_rate", "guard", "all", ""]["n"] < 200
     with pytest.raises(DataError, match="some are harmful and some harmless"):
         suites.run("guardrail", bench_of(tmp_path, Scorer(), rows=asked(9, "safe")))
+
+
+def test_a_reward_model_judges_a_cut_answer_as_cut(tmp_path: Path) -> None:
+    model, rows = language_model("reward"), [Example(prompt="w9", where=f"x:{i}") for i in range(2)]
+    bench = bench_of(tmp_path, Scripted("a", []), rows=rows, judge=JudgeSettings(path="judge"), open=lambda path: model)
+    samples = [replace(sample_of("w5 w6 w7"), finished=finished) for finished in (True, False)]
+    ended, cut = judges.scores(bench, Answers(bench.model, rows, ["w9", "w9"], samples))
+    assert [ended, cut] == pytest.approx(model.score(["w9"] * 2, [Completion(content="w5 w6 w7", ended=done) for done in (True, False)]))
+    assert cut != pytest.approx(ended, abs=1e-4)

@@ -51,10 +51,12 @@ def _check(places: list[Path], policy: object) -> None:
     from prefopt.pipeline.record import read_json
 
     for place in places:
-        if moved := gates.changed(place, policy):  # type: ignore[arg-type]
+        if moved := gates.changed(place, policy, weights=True):  # type: ignore[arg-type]
             raise Refused(f"the verdict no longer holds: changed since are {', '.join(moved)}", where=str(place), fix="run the gate again")
         found = read_json(place)
-        typer.echo(f"{found['verdict']}, decided {found['decided']}, still holds")
+        gone = [name for name in found["models"] if not (place.parent / name).exists()]
+        unknown = f", as far as can be told without {', '.join(gone)}" if gone else ""
+        typer.echo(f"{found['verdict']}, decided {found['decided']}, still holds{unknown}")
     leave(found["verdict"], str(places[-1]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from prefopt.evaluate.table import kept
 from prefopt.pack.prepare import Prepared, prepare
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.stats import Interval, clustered_mean, score_rate
-from prefopt.types import Example, Text, TokenTree
+from prefopt.types import Example, Text, TokenTree, plain
 
 if TYPE_CHECKING:
     from prefopt.rollout.sampler import Sample
@@ -180,9 +181,10 @@ class Bench:
         Raises:
             DataError: there are such rows, and `seen` is "error".
         """
-        found = guard.seen(self.rows, self.training.rows()) if self.training.files else []
+        found, unread = guard.seen(self.rows, self.training.rows()) if self.training.files else ([], [])
         notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
-        notes |= {guard.UNKNOWN: "; ".join(self.training.unknown)} if self.training.unknown else {}
+        unknown = "; ".join([*self.training.unknown, *unread])
+        notes |= {guard.UNKNOWN: unknown} if unknown else {}
         if not found:
             return notes
         guard.write(found, self.out)
@@ -287,5 +289,5 @@ def sample_row(i: int, row: Example, answers: Sequence[Answers], **facts: Sequen
 
 
 def identity(prompt: Text) -> Hashable:
-    """What a prompt is told apart by."""
-    return prompt if isinstance(prompt, str) else tuple((m.role, m.content) for m in prompt)
+    """What a prompt is told apart by: all that a chat template reads of it."""
+    return json.dumps(plain(prompt), sort_keys=True, default=str)

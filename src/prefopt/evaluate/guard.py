@@ -34,12 +34,12 @@ _WORD = re.compile(r"\w+")
 class Training:
     """What trained the models of an evaluation: `rows` reads it anew, `files` names it, `unknown` says what could not be found out.
 
-    Files that prove unreadable are added to `unknown` while `rows` is read.
+    A string among the rows says what could not be read there.
     """
 
-    rows: Callable[[], Iterable[Example]] = tuple
+    rows: Callable[[], Iterable[Example | str]] = tuple
     files: tuple[str, ...] = ()
-    unknown: Sequence[str] = ()
+    unknown: tuple[str, ...] = ()
 
 
 class Seen(NamedTuple):
@@ -76,14 +76,21 @@ def write(found: Sequence[Seen], out: Path) -> None:
     (out / FILE).write_text("".join(json.dumps(hit._asdict(), ensure_ascii=False) + "\n" for hit in found), encoding="utf-8")
 
 
-def seen(rows: Iterable[Example], training: Iterable[Example]) -> list[Seen]:
-    """The rows that the training data hold, each once, in their order. Memory grows with `rows` alone; `training` is read once."""
+def seen(rows: Iterable[Example], training: Iterable[Example | str]) -> tuple[list[Seen], list[str]]:
+    """The rows that the training data hold, each once, in their order; and what of these data could not be read.
+
+    Memory grows with `rows` alone; `training` is read once.
+    """
     rows = list(rows)
     index = _indexed(rows)
     found: dict[str, Seen] = {}
     first: dict[tuple[str, ...], str] = {}
     times: Counter[tuple[str, ...]] = Counter()
+    unread: list[str] = []
     for row in training:
+        if isinstance(row, str):
+            unread.append(row)
+            continue
         for prompt in _prompts(row):
             for where in index.prompts.get(prompt, ()):
                 found.setdefault(where, Seen(where, row.where, "same prompt"))
@@ -93,7 +100,7 @@ def seen(rows: Iterable[Example], training: Iterable[Example]) -> list[Seen]:
     for gram, count in times.items():
         for where in index.grams[gram] if count <= COMMON else ():
             found.setdefault(where, Seen(where, first[gram], f"same {GRAM} words"))
-    return [found[row.where] for row in rows if row.where in found]
+    return [found[row.where] for row in rows if row.where in found], list(dict.fromkeys(unread))
 
 
 def _indexed(rows: Iterable[Example]) -> _Index:

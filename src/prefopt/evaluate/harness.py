@@ -154,7 +154,7 @@ def _guarded(bench: Bench, result: Result) -> dict[str, Any]:
     """Refuse items that the models were trained on, unless `seen` is keep."""
     if not bench.training.files:
         return {}
-    found = guard.seen(_texts(result), bench.training.rows())
+    found, _ = guard.seen(_texts(result), bench.training.rows())  # what could not be read the bench has noted
     if found and bench.seen != "keep":
         guard.write(found, bench.out)
         first = f"{found[0].where} ({found[0].how} as {found[0].trained})"

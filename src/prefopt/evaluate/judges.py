@@ -12,6 +12,7 @@ from prefopt.errors import DataError, ModelError, OptionError
 from prefopt.evaluate import truth
 from prefopt.evaluate.bench import Answers, Bench
 from prefopt.stats.winrate import preference_scores
+from prefopt.types import Completion, as_answer
 from prefopt.world import panel
 
 
@@ -50,13 +51,14 @@ def reward(bench: Bench, mine: Answers, theirs: Answers) -> Verdicts:
 
 
 def scores(bench: Bench, own: Answers) -> np.ndarray:
-    """The rewards that the judge's reward model gives to answers."""
+    """The rewards that the judge's reward model gives to answers, the stop token included where they have one."""
     model = bench.reward_model
     if not hasattr(model, "score"):
         raise ModelError("judge.path is no reward model", where=str(bench.judge.path), fix="train one with `prefopt train reward`")
     prompts = [row.prompt for row in own.rows]
-    texts = [text if isinstance(p, str) else [{"role": "assistant", "content": text}] for p, text in zip(prompts, own.texts, strict=True)]
-    return np.array(model.score(prompts, texts), dtype=np.float64)
+    pairs = zip(prompts, own.samples, strict=True)
+    answers = [Completion(content=as_answer(prompt, sample.text), ended=sample.finished) for prompt, sample in pairs]
+    return np.array(model.score(prompts, answers), dtype=np.float64)
 
 
 def annotator(bench: Bench, mine: Answers, theirs: Answers) -> Verdicts:

@@ -203,12 +203,13 @@ def _rule_json(finding: Finding) -> dict[str, Any]:
     return {**told, "estimate": figure, **tested, "rule": asdict(finding.rule)}
 
 
-def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
+def changed(verdict: Path, policy: Policy | None = None, *, weights: bool = False) -> list[str]:
     """What an old verdict rests on and has changed since; empty where it still holds.
 
     Args:
         verdict: a gate.json.
         policy: the policy that is asked about; the verdict's own when not given.
+        weights: hash the models too, those that are where they were; it takes as long as reading them.
 
     Raises:
         DataError: it is no verdict.
@@ -216,7 +217,8 @@ def changed(verdict: Path, policy: Policy | None = None) -> list[str]:
     found = record.read_json(verdict)
     if not isinstance(found, dict) or not all(isinstance(found.get(name), dict) for name in ("inputs", "models", "policy")):
         raise DataError("holds no verdict of a gate", where=str(verdict), fix="run `prefopt gate RUN` first")
-    hashes = {**found["inputs"], **found["models"]}
+    models = {name: digest for name, digest in found["models"].items() if weights and (verdict.parent / name).exists()}
+    hashes = {**found["inputs"], **models}
     places = {name: verdict.parent / name for name in hashes}
     moved = [name for name, place in places.items() if not place.exists() or record.digest_path(place) != hashes[name]]
     asked = found["stages"] if isinstance(found.get("stages"), list) else None

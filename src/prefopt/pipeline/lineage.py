@@ -36,19 +36,16 @@ def training(models: Sequence[str]) -> Training:
     readable = [source for source in sources if all(Path(path).exists() for path in source.paths)]
     gone = [f"{source.stage}: its data are gone" for source in sources if source not in readable]
     files = [path for source in readable for path in source.paths]
-    unknown = list(dict.fromkeys([*unknown, *gone]))
-    return Training(lambda: _rows(readable, unknown), tuple(dict.fromkeys(files)), unknown)
+    return Training(lambda: _rows(readable), tuple(dict.fromkeys(files)), tuple(dict.fromkeys([*unknown, *gone])))
 
 
-def _rows(sources: Sequence[Source], unknown: list[str]) -> Iterator[Example]:
-    """The rows of the sources; of files that changed since training and can no longer be read, `unknown` is told."""
+def _rows(sources: Sequence[Source]) -> Iterator[Example | str]:
+    """The rows of the sources; a string says which files have changed since training and can no longer be read."""
     for source in sources:
         try:
             yield from (row for row in read(list(source.paths), limit=source.limit) if row.where not in source.heldout)
         except DataError as error:
-            told = f"{source.stage}: its data can no longer be read ({error.what})"
-            if told not in unknown:
-                unknown.append(told)
+            yield f"{source.stage}: its data can no longer be read ({error.what})"
 
 
 def _sources(model: Path) -> Iterator[Source | str]:

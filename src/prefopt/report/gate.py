@@ -11,7 +11,7 @@ from prefopt.report.folder import Json, Run, items, mapping
 from prefopt.report.words import number
 
 Changed = Callable[[Path], Sequence[str]]
-"""What a gate.json rests on and has changed since; a DataError where it does not tell."""
+"""What a gate.json rests on and has changed since, weights aside; a DataError where it does not tell."""
 TONES = {"PASS": "better", "FAIL": "worse"}
 
 
@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A verdict; `stale` where what it rests on has changed since, `notes` what it says of its evaluations."""
+    """A verdict; `stale` where what it rests on (weights aside) has changed since, `notes` what it says of its evaluations."""
 
     verdict: str
     tone: str

@@ -23,7 +23,7 @@ def build(run: str | Path, *, changed: Changed) -> Path:
 
     Args:
         run: the folder.
-        changed: what a gate.json rests on and has changed since (`prefopt.pipeline.gate.changed`).
+        changed: what a gate.json rests on and has changed since, weights aside (`prefopt.pipeline.gate.changed`).
 
     Raises:
         DataError: there is no run in the folder.
