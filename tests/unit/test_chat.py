@@ -251,6 +251,22 @@ def test_arguments_given_as_json_are_written_once() -> None:
     assert '"Alm, and' in shown("Alm, and"), "what is no JSON of an object stays"
 
 
+@pytest.mark.parametrize("named", ["call.function.arguments", "call['function']['arguments']"])
+def test_a_template_that_takes_arguments_as_json_is_given_them_as_they_are(named: str) -> None:
+    """As Qwen3 and Gemma 4 do: JSON is written as the row spells it, an object by tojson."""
+    written = f"({named} if {named} is string else {named} | tojson)"
+    renderer = Renderer(tokenizer("chatml"), (SHAPES["chatml"] or "").replace("(call | tojson)", written))
+
+    def shown(arguments: object) -> tuple[list[int], list[int]]:
+        call = Message("assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]})
+        messages = (Message("user", "Rain?"), call)
+        return ids_of(renderer.tree(row(messages, 1))), own_ids(renderer, messages)
+
+    for arguments in ('{"town":"Alm"}', {"town": "Alm"}, "Alm, and"):
+        ours, theirs = shown(arguments)
+        assert renderer.decode(ours) == renderer.decode(theirs).removesuffix("\n")
+
+
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
 def test_pieces_are_the_text_with_its_scored_part(name: str) -> None:
     renderer = RENDERERS[name]
