@@ -259,7 +259,8 @@ class Renderer:
             )
         except jinja2.TemplateSyntaxError as error:
             whose = self.tokenizer.name_or_path or "the tokenizer"
-            what = f"the chat template of {whose} is no Jinja from its line {error.lineno} on: {error.message}"
+            line = error.lineno - dated(self.template).removesuffix(self.template).count("\n")
+            what = f"the chat template of {whose} is no Jinja from its line {line} on: {error.message}"
             raise TemplateError(what, fix=WAYS_OUT) from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise TemplateError(f"the chat template refuses the conversation: {error}", fix=WAYS_OUT) from error
