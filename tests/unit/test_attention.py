@@ -15,7 +15,7 @@ from prefopt.model import attention, blocks
 from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
 from prefopt.model.blocks import Block, causal_bias
 from prefopt.model.forward import policy_logps, reward_scores, scored_states
-from prefopt.model.selfcheck import self_check
+from prefopt.model.selfcheck import go_back, self_check
 from prefopt.pack.tree import pack, pad
 from prefopt.training.setup import check_start
 from prefopt.types import TreeSpan
@@ -74,7 +74,7 @@ def large_logits() -> Any:
     return model.to(torch.bfloat16)
 
 
-def test_self_check_goes_back_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_back_finds_what_values_do_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     class OneWay(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, out: torch.Tensor) -> torch.Tensor:
@@ -87,8 +87,24 @@ def test_self_check_goes_back_where_it_is_asked_to(monkeypatch: pytest.MonkeyPat
     attend = attention.attend
     monkeypatch.setattr(attention, "attend", lambda *given: OneWay.apply(attend(*given)))
     assert self_check(tiny_model(), random_trees(1)).layout == "packed"
-    found = self_check(tiny_model(), random_trees(1), backward=True)
-    assert (found.layout, found.reason) == ("padded", "out of shared memory")
+    with pytest.raises(RuntimeError, match="out of shared memory"):
+        go_back(tiny_model(), random_trees(1)[0])
+
+
+def test_going_back_leaves_nothing_behind() -> None:
+    model = tiny_model()
+    model.get_input_embeddings().requires_grad_(False)
+    go_back(model, random_trees(1)[0])
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_memory_that_runs_out_says_nothing_of_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(attention, "attend", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        self_check(tiny_model(), random_trees(1))
 
 
 def test_rounding_of_large_logits_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

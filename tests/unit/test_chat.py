@@ -251,6 +251,22 @@ def test_arguments_given_as_json_are_written_once() -> None:
     assert '"Alm, and' in shown("Alm, and"), "what is no JSON of an object stays"
 
 
+@pytest.mark.parametrize("named", ["call.function.arguments", "call['function']['arguments']"])
+def test_a_template_that_takes_arguments_as_json_is_given_them_as_they_are(named: str) -> None:
+    """As Qwen3 and Gemma 4 do: JSON is written as the row spells it, an object by tojson."""
+    written = f"({named} if {named} is string else {named} | tojson)"
+    renderer = Renderer(tokenizer("chatml"), (SHAPES["chatml"] or "").replace("(call | tojson)", written))
+
+    def shown(arguments: object) -> tuple[list[int], list[int]]:
+        call = Message("assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": arguments}}]})
+        messages = (Message("user", "Rain?"), call)
+        return ids_of(renderer.tree(row(messages, 1))), own_ids(renderer, messages)
+
+    for arguments in ('{"town":"Alm"}', {"town": "Alm"}, "Alm, and"):
+        ours, theirs = shown(arguments)
+        assert renderer.decode(ours) == renderer.decode(theirs).removesuffix("\n")
+
+
 @pytest.mark.parametrize("name", WITH_TEMPLATE)
 def test_pieces_are_the_text_with_its_scored_part(name: str) -> None:
     renderer = RENDERERS[name]
@@ -308,6 +324,34 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_tomorrow(tmp_path
     assert "Today is 26 Jul 2024." in renderer.decode(renderer.prompt_ids((Message("user", "Hi"),)))
     renderer.save(tmp_path)
     assert "strftime_now('%d %b %Y')" in (tmp_path / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("{{ strftime_now ('%m') }}", "07"),
+        ("{{ strftime_now(format='%-d. %B %Y') }}", "26. July 2024"),
+        ("{% set form = '%d' %}{{ strftime_now(form) }} {{ strftime_now(\n'%Y') }}", "26 2024"),
+        ("{% set now = strftime_now %}{{ now('%a %d%%d %H:%M') }}", "Fri 26%d 00:00"),
+        ("{% for _ in [1] %}{% if strftime_now is defined %}{{ strftime_now('%Y') | int + 1 }}{% endif %}{% endfor %}", "2025"),
+        ("\n  {% if true %}\n  {{ strftime_now('day') }}\n  {% endif %}\n", "\n  day\n"),
+    ],
+)
+def test_however_a_template_asks_for_the_date_it_is_told_the_same(asked: str, told: str) -> None:
+    messages = (Message("user", "Hi"),)
+    renderer = Renderer(tokenizer("chatml"), asked + "|" + RENDERERS["chatml"].template)
+    assert renderer.decode(renderer.prompt_ids(messages)) == told + "|" + RENDERERS["chatml"].decode(
+        RENDERERS["chatml"].prompt_ids(messages)
+    )
+
+
+def test_what_is_wrong_with_a_template_that_asks_for_the_date_is_said_of_its_own_lines() -> None:
+    for wrong, said in (
+        ("\n{% if %}{{ strftime_now('%d') }}", "from its line 2 on"),
+        ("{{ strftime_now('%Q') }}", "date format %Q is unknown"),
+    ):
+        with pytest.raises(TemplateError, match=said):
+            Renderer(tokenizer("chatml"), wrong).prompt_ids((Message("user", "Hi"),))
 
 
 def test_a_template_file_and_its_source(tmp_path: Path) -> None:

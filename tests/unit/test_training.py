@@ -23,6 +23,7 @@ from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS
 from prefopt.model.load import load_causal
+from prefopt.model.selfcheck import go_back
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
 from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
@@ -125,6 +126,46 @@ def test_nothing_is_measured_under_dropout(measured: Callable[..., Any]) -> None
         first, second = (str(measured(job, trees)) for _ in range(2))
         assert first == second
         assert job.model.training
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_gpu_goes_back_once_through_the_model_as_it_will_be_trained(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def watched(model: Any, tree: TokenTree, *, reads: str) -> None:
+        dtypes = {weight.dtype for weight in model.parameters()}
+        adapted = any("lora_" in name for name, _ in model.named_parameters())
+        seen.append((dtypes, model.training, adapted, tree.index, reads))
+        go_back(model, tree, reads=reads)
+
+    monkeypatch.setattr(jobs, "go_back", watched)
+    setup = Setup(method="dpo", train=TrainSettings(precision="bf16"), lora=LoraSettings(rank=rank))
+    for devices in ((), ("cpu",)):
+        monkeypatch.setattr(jobs, "COMPILED", devices)
+        with ExitStack() as stack:
+            assert not build_job(setup, language_model(), rows_for("dpo", 4), stack, print).padded
+    assert seen == [({torch.bfloat16}, True, rank > 0, 0, "logps")]
+
+
+def test_a_gpu_that_cannot_go_back_trains_padded_unless_its_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(error: Exception, layout: str = "auto") -> tuple[bool, list[str]]:
+        def fails(*_: Any, **__: Any) -> None:
+            raise error
+
+        said: list[str] = []
+        monkeypatch.setattr(jobs, "go_back", fails)
+        with ExitStack() as stack:
+            setup = Setup(method="dpo", train=TrainSettings(layout=layout))
+            return build_job(setup, language_model(), rows_for("dpo", 4), stack, said.append).padded, said
+
+    monkeypatch.setattr(jobs, "COMPILED", ("cpu",))
+    padded, said = start(RuntimeError("out of shared memory\nRequired: 1"))
+    assert padded
+    assert said[-1].startswith("self-check: out of shared memory; training on the padded path")
+    with pytest.raises(ModelError, match="cannot be trained packed: out of shared memory"):
+        start(RuntimeError("out of shared memory"), "packed")
+    with pytest.raises(TrainingError, match="out of memory"):
+        start(torch.OutOfMemoryError("CUDA out of memory"))
 
 
 def test_checkpoints_of_other_settings_are_refused(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _tiny_forward() -> str:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from prefopt.model.selfcheck import self_check
+    from prefopt.model.selfcheck import go_back, self_check
     from prefopt.types import Branch, TokenTree
 
     shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
@@ -123,5 +123,6 @@ def _tiny_forward() -> str:
         Branch(ids=np.arange(5, 5 + n, dtype=np.int32), scored=np.ones(n, dtype=np.bool_), rank=i) for i, n in enumerate((4, 3))
     )
     tree = TokenTree(prompt=np.arange(4, dtype=np.int32), branches=branches)
-    found = self_check(model, [tree], backward=True)
+    found = self_check(model, [tree])
+    go_back(model, tree)
     return f"a tiny model takes the {found.layout} layout; packed and padded agree within {found.difference:.0e}"

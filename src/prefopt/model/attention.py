@@ -23,6 +23,8 @@ from prefopt.model.blocks import Plan, attend, blocks_of, plan_of
 from prefopt.types import TreeSpan
 
 NAME = "prefopt_tree"
+COMPILED = ("cuda",)
+"""Kinds of devices for which attention over trees is compiled."""
 KERNELS = 64
 """FlexAttention may be compiled so often: for windows, soft caps, dtypes, with and without gradient, for each model at work (torch: 8)."""
 
@@ -101,7 +103,7 @@ def tree_attention(
         raise RuntimeError("this model's attention cannot take a tree")
     tree.calls += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.is_cuda:
+    if query.device.type in COMPILED:
         key, value = (repeat_kv(t, query.shape[1] // t.shape[1]) for t in (key, value))
         return _flex(query, key, value, tree, scale, sliding_window, softcap).transpose(1, 2), None
     plan = tree.plan(query.shape[1], key.shape[1], sliding_window, query.dtype)

@@ -13,7 +13,7 @@ from prefopt.errors import ModelError
 from prefopt.model.attention import packed_attention
 from prefopt.model.forward import base_of, policy_logps, reward_scores
 from prefopt.pack.tree import pack, pad
-from prefopt.types import TokenTree
+from prefopt.types import Batch, TokenTree
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8, torch.bfloat16: 0.25, torch.float16: 0.05}
 """Largest difference of a log-prob (nats) or score, by the dtype of the weights; see `alike` for large logits in half precision."""
@@ -30,30 +30,48 @@ class SelfCheck:
 
 
 @torch.no_grad()
-def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4, backward: bool = False) -> SelfCheck:
-    """Compare packed with plain padded values on the first `rows` trees; with `backward` go back through the packed path too.
+def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4) -> SelfCheck:
+    """Compare packed with plain padded values on the first `rows` trees.
 
     Raises:
         ModelError: even the padded path disagrees with the model's own logits, so its head does something we do not know.
+        torch.OutOfMemoryError: the device has no room for the rows.
     """
     base, sample = base_of(model), list(trees[:rows])
     where = next(base.parameters())
     padded, packed = pad(sample).to(where.device), pack(sample).to(where.device)
-    read = reward_scores if reads == "scores" else lambda m, b: policy_logps(m, b).logps_T
-    own = read(model, padded)
+    own = _read(model, padded, reads)
     size = _check_head(base, padded, own) if reads == "logps" else float(own.abs().max())
     try:
         with packed_attention(base):
-            found = read(model, packed)
-            if backward:
-                with torch.enable_grad():
-                    torch.autograd.grad(read(model, packed).sum(), list(base.get_input_embeddings().parameters()))
+            found = _read(model, packed, reads)
         difference = float((found - own).abs().max())
+    except torch.OutOfMemoryError:  # says nothing of the layout: the padded one takes more
+        raise
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         return SelfCheck("padded", float("nan"), str(error).split("\n")[0])
     if not alike(found, own, where.dtype, size):
         return SelfCheck("padded", difference, f"packed and padded values differ by {difference:.2g}")
     return SelfCheck("packed", difference)
+
+
+def go_back(model: Any, tree: TokenTree, *, reads: str = "logps") -> None:
+    """One backward pass through the packed path of a model that is ready to be trained; its gradients are cleared.
+
+    Raises:
+        RuntimeError: the pass cannot be done, or memory ran out.
+    """
+    base = base_of(model)
+    packed = pack([tree]).to(next(base.parameters()).device)
+    try:
+        with packed_attention(base):
+            _read(model, packed, reads).sum().backward()
+    finally:
+        model.zero_grad()
+
+
+def _read(model: Any, batch: Batch, reads: str) -> torch.Tensor:
+    return reward_scores(model, batch) if reads == "scores" else policy_logps(model, batch).logps_T
 
 
 def alike(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype, size: float) -> bool:

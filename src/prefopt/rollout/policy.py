@@ -59,9 +59,9 @@ class LanguageModel:
 
         return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
 
-    def check(self, trees: Sequence[TokenTree], *, backward: bool = False) -> SelfCheck:
-        """Which layout this model takes, found out on real rows; with `backward` to learn in it."""
-        return self_check(self.model, trees, reads=self.reads, backward=backward)
+    def check(self, trees: Sequence[TokenTree]) -> SelfCheck:
+        """Which layout this model takes, found out on real rows."""
+        return self_check(self.model, trees, reads=self.reads)
 
     @contextmanager
     def laid_out(self, layout: str, pairs: Pairs = "all") -> Iterator[Callable[[Sequence[TokenTree]], Batch]]:

@@ -251,7 +251,7 @@ class Renderer:
         said = [message.to_dict() for message in messages]
         try:
             text = self.tokenizer.apply_chat_template(
-                _unquoted(said) if "tojson" in self.template else said,
+                _unquoted(said) if "tojson" in self.template and not _TAKES_JSON.search(self.template) else said,
                 tools=[dict(tool) for tool in tools] or None,
                 chat_template=dated(self.template),
                 add_generation_prompt=generation,
@@ -259,7 +259,8 @@ class Renderer:
             )
         except jinja2.TemplateSyntaxError as error:
             whose = self.tokenizer.name_or_path or "the tokenizer"
-            what = f"the chat template of {whose} is no Jinja from its line {error.lineno} on: {error.message}"
+            line = error.lineno - dated(self.template).removesuffix(self.template).count("\n")
+            what = f"the chat template of {whose} is no Jinja from its line {line} on: {error.message}"
             raise TemplateError(what, fix=WAYS_OUT) from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise TemplateError(f"the chat template refuses the conversation: {error}", fix=WAYS_OUT) from error
@@ -321,6 +322,10 @@ def _messages(completion: Completion) -> Messages:
     if not messages:
         raise DataError("a completion has no messages", fix="Give at least one message of the role assistant.")
     return messages
+
+
+_TAKES_JSON = re.compile(r"""\barguments(["']])? is (not )?string""")
+"""A template that asks whether arguments are JSON already (Qwen3, Gemma 4) writes either form as it means to."""
 
 
 def _unquoted(value: Any) -> Any:

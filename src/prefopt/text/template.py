@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,12 +62,20 @@ def resolve(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | N
 
 DAY = date(2024, 7, 26)
 """What templates that print today's date are told it is: otherwise the same rows would be other tokens tomorrow. Llama 3's own fallback."""
-_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_DATES = {f"%{code}": DAY.strftime(f"%{code}") for code in "aAbBcCdDeFgGhHIjmMprRSTuUVwWxXyYzZ"}
+_DATES |= {f"%-{code}": _DATES[f"%{code}"].lstrip("0") or "0" for code in "dHIjmMSUWy"}
+_NOW = (
+    "{% macro strftime_now(format) %}{% for part in format.split('%%') %}{{ '' if loop.first else '%' }}"
+    f"{{% set said = part{''.join(f'|replace({code!r}, {text!r})' for code, text in _DATES.items())} %}}"
+    "{{ raise_exception('the date format ' ~ format ~ ' is unknown') if '%' in said else said }}{% endfor %}{% endmacro %}\n"
+)
+"""What a template is told instead of the time, in front of it: a macro, since transformers hands a template no function."""
 
 
+@cache
 def dated(template: str) -> str:
-    """The template with DAY wherever it asks for today's date."""
-    return _TODAY.sub(lambda call: call[1] + DAY.strftime(call[2]) + call[1], template)
+    """The template that is told DAY whenever it asks for today's date, by a line before it where it does."""
+    return _NOW + template if "strftime_now" in template else template
 
 
 START, END = "", "end"

@@ -13,12 +13,12 @@ import torch
 
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS, Method
-from prefopt.model.attention import NAME, packed_attention
+from prefopt.model.attention import COMPILED, NAME, packed_attention
 from prefopt.model.forward import base_of, layers_of, scored_states
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
 from prefopt.model.room import free_memory
-from prefopt.model.selfcheck import alike, size_of
+from prefopt.model.selfcheck import alike, go_back, size_of
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
@@ -38,7 +38,7 @@ from prefopt.training.checks import check_heads, check_online, check_shard
 from prefopt.training.critic import build_critic
 from prefopt.training.job import Job, Penalty
 from prefopt.training.lora import add_adapter
-from prefopt.training.memory import Load, load_of, require
+from prefopt.training.memory import Load, explain_oom, is_oom, load_of, require
 from prefopt.training.optim import Optimizer
 from prefopt.types import TokenTree
 
@@ -174,6 +174,8 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         shard.split(model.model, precision)
     optimizer = Optimizer(model.model, setup.train, setup.learning_rate, "fp32" if setup.train.shard else precision)
     model.model.train()
+    if layout == "packed" and model.device.type in COMPILED:
+        layout = learned_layout(setup.train, model, trees[0], load, say)
     if setup.train.compile:
         compile_layers(base_of(model.model))
     lay_out = stack.enter_context(model.laid_out(layout, "judged" if setup.row.data == "judgements" else setup.pairs))
@@ -291,14 +293,34 @@ def choose_layout(train: TrainSettings, model: LanguageModel, trees: Sequence[To
     """
     if train.layout == "padded":
         return "padded"
-    found = model.check(trees, backward=model.device.type == "cuda")  # some cards have no room for FlexAttention's backward kernel
-    if found.layout == "packed":
-        say(f"self-check: packed and padded values agree within {found.difference:.1e}")
-    elif train.layout == "packed":
-        raise ModelError(f"this model cannot be trained packed: {found.reason}", where="train.layout", fix="set train.layout=auto")
-    else:
-        say(f"self-check: {found.reason}; training on the padded path, which is slower and gives the same result")
+    found = model.check(trees)
+    if found.layout == "padded":
+        return _padded(train, found.reason, say)
+    say(f"self-check: packed and padded values agree within {found.difference:.1e}")
     return found.layout
+
+
+def learned_layout(train: TrainSettings, model: LanguageModel, tree: TokenTree, load: Load, say: Say) -> str:
+    """Packed where the model goes back so too, as it will be trained: some GPUs have no room for FlexAttention's backward kernel.
+
+    Raises:
+        ModelError: packed was demanded and the model does not.
+        TrainingError: one tree is out of memory already.
+    """
+    try:
+        go_back(model.model, tree, reads=model.reads)
+    except (RuntimeError, MemoryError) as error:
+        if is_oom(error):
+            raise explain_oom(error, step=1, batch=None, load=load) from error
+        return _padded(train, str(error).split("\n")[0], say)
+    return "packed"
+
+
+def _padded(train: TrainSettings, reason: str, say: Say) -> str:
+    if train.layout == "packed":
+        raise ModelError(f"this model cannot be trained packed: {reason}", where="train.layout", fix="set train.layout=auto")
+    say(f"self-check: {reason}; training on the padded path, which is slower and gives the same result")
+    return "padded"
 
 
 def choose_precision(train: TrainSettings, model: LanguageModel) -> str:
