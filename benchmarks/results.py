@@ -104,6 +104,8 @@ def base(runs: Path) -> str:
 
 def shape(runs: Path) -> str:
     """One sentence on the model and the machine."""
+    if not finished(runs / "base" / "create"):
+        return ""
     record = load(runs / "base" / "create", "record")
     options, hardware = record["stage"], record["hardware"]
     return (
@@ -273,7 +275,7 @@ def filled(page: str, runs: Path) -> str:
 
     def made(match: re.Match[str]) -> str:
         found = TABLES[match[2]](runs)
-        return match[0] if found.count("\n") == 2 else match[1] + found + match[3]
+        return match[0] if found.count("\n") in (0, 2) else match[1] + found + match[3]
 
     return MARKED.sub(made, page)
 
