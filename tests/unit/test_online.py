@@ -30,7 +30,7 @@ from prefopt.training.critic import build_critic
 from prefopt.training.fit import FitResult, fit
 from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watched
-from prefopt.training.rounds import Answer, Group, Made, from_tensors, to_tensors, trees_of
+from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
 from tests.worlds import EvenTokens, language_model, losses_of, metrics_of, rollout, run
@@ -312,6 +312,16 @@ def test_trees_of_a_round_survive_being_stored() -> None:
             assert (a.ids.tolist(), a.rank, a.score, a.label) == (b.ids.tolist(), b.rank, b.score, b.label)
             assert {k: v.tolist() for k, v in a.signals.items()} == {k: v.tolist() for k, v in b.signals.items()}
     assert from_tensors(to_tensors([]), lambda index: GROUPS[index].prompt) == []
+
+
+def test_steps_of_a_round_hold_the_same_answers_however_they_are_packed() -> None:
+    groups = [group((1.0, 2), (3.0, 1), index=i) for i in range(5)]
+    for at in range(4):
+        steps = [
+            Round(0, trees_of(groups, [{}] * 10, {"advantages": torch.zeros(10)}, room=room)).part(at, 2, seed=1) for room in (1, 1000)
+        ]
+        assert [len(trees) for trees in steps] == [2 * len(steps[1]), len(steps[1])]
+        assert list(dict.fromkeys(tree.index for tree in steps[0])) == [tree.index for tree in steps[1]]
 
 
 def test_ranks_and_choices_make_trees() -> None:

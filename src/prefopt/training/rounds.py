@@ -72,10 +72,17 @@ class Round:
     metrics: dict[str, float] = field(default_factory=dict)
 
     def part(self, at: int, per_pass: int, seed: int) -> list[TokenTree]:
-        """The trees of the round's step `at`: every pass is a fresh order of all trees, cut into `per_pass` parts."""
+        """The trees of the round's step `at`: every pass is a fresh order of all prompts, cut into `per_pass` parts.
+
+        How many trees hold the answers to a prompt, which is a matter of packing, decides nothing.
+        """
         epoch, place = divmod(at, per_pass)
-        order = np.random.default_rng([seed, self.number, epoch]).permutation(len(self.trees))
-        return [self.trees[i] for i in np.array_split(order, per_pass)[place]]
+        prompts: dict[int, list[TokenTree]] = {}
+        for tree in self.trees:
+            prompts.setdefault(tree.index, []).append(tree)
+        whole = list(prompts.values())
+        order = np.random.default_rng([seed, self.number, epoch]).permutation(len(whole))
+        return [tree for i in np.array_split(order, per_pass)[place] for tree in whole[i]]
 
 
 # --- measured by the trainer --------------------------------------------------------------------------------------------
