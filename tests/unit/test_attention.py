@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from prefopt.errors import ModelError, TrainingError
-from prefopt.model import attention, blocks
+from prefopt.model import attention, blocks, selfcheck
 from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
 from prefopt.model.blocks import Block, causal_bias
 from prefopt.model.forward import policy_logps, reward_scores, scored_states
@@ -98,12 +98,14 @@ def test_going_back_leaves_nothing_behind() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_memory_that_runs_out_says_nothing_of_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory: 1"), MemoryError("all")])
+@pytest.mark.parametrize("where", ["packed", "padded"])
+def test_memory_that_runs_out_says_nothing_of_the_layout(where: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
-    monkeypatch.setattr(attention, "attend", full)
-    with pytest.raises(torch.OutOfMemoryError):
+    monkeypatch.setattr(*{"packed": (attention, "attend"), "padded": (selfcheck, "_check_head")}[where], full)
+    with pytest.raises(TrainingError, match=r"self-check: out of memory while 4 rows(.|\n)*train\.layout=padded"):
         self_check(tiny_model(), random_trees(1))
 
 

@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from prefopt.errors import ModelError, TrainingError
 from prefopt.model import room
 from prefopt.model.load import load_causal
+from prefopt.model.room import is_oom
 from prefopt.settings import CriticSettings, ModelSettings, TrainSettings
-from prefopt.training.memory import Load, advice, explain_oom, is_oom, load_of, require, ways_out
+from prefopt.training.memory import Load, advice, explain_oom, load_of, require, ways_out
 from prefopt.training.optim import Optimizer
 from prefopt.training.rounds import stand_in
 from prefopt.training.setup import Setup, fitting_load

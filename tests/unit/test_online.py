@@ -25,6 +25,7 @@ from prefopt.pack.prepare import Prepared
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
+from prefopt.training import fit as fitting
 from prefopt.training import online as stream
 from prefopt.training.critic import build_critic
 from prefopt.training.fit import FitResult, fit
@@ -43,6 +44,22 @@ def trained(out: Path, method: str = "ppo", **changes: Any) -> FitResult:
     """Two rounds of four steps each."""
     train = {"steps": 8, "batch_size": 4, **changes.pop("train", {})}
     return run(out, method, train=train, **{"online": SEVERAL, **changes})
+
+
+class Watcher:
+    """Asks for a distance in every `every`-th round, keeps those it is told, calls round `best` the best and stops at round `stop`."""
+
+    def __init__(self, *, every: int = 1, best: int = -1, stop: int = -1) -> None:
+        self.every, self.best, self.stop = every, best, stop
+        self.seen: list[float] = []
+
+    def needs_kl(self, number: int) -> bool:
+        return number % self.every == 0
+
+    def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+        assert all(answer.verdict.value is not None for answer in answers)
+        self.seen.append(metrics.get("objective/kl", math.nan))
+        return Watched({"watched": 1.0}, best=number == self.best, stop="seen enough" if number == self.stop else "")
 
 
 def weights(found: FitResult) -> dict[str, torch.Tensor]:
@@ -445,14 +462,7 @@ def test_a_run_that_fails_at_its_end_is_kept(where: str, tmp_path: Path, monkeyp
 def test_a_run_that_was_over_trains_no_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that its watch had stopped, and whose last measurement failed, is only finished when it goes on."""
 
-    class Stopper:
-        def needs_kl(self, number: int) -> bool:
-            return True
-
-        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
-            return Watched(best=number == 1, stop="seen enough" if number == 2 else "")
-
-    more: dict[str, Any] = {"watch": [Stopper()], "kl": KLSettings(budget=50.0)}
+    more: dict[str, Any] = {"watch": [Watcher(best=1, stop=2)], "kl": KLSettings(budget=50.0)}
     whole = run(tmp_path / "whole", "grpo", **more)
 
     def down(self: Any) -> Any:
@@ -492,27 +502,13 @@ def test_patience_that_had_run_out_stays_so(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_star_that_is_ended_keeps_what_it_has_learned(tmp_path: Path) -> None:
-    class Stopper:
-        def needs_kl(self, number: int) -> bool:
-            return False
-
-        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
-            return Watched(stop="seen enough" if number == 1 else "")
-
-    found = run(tmp_path / "star", "star", watch=[Stopper()], online=OnlineSettings(prompts=8), train={"steps": 4})
+    found = run(tmp_path / "star", "star", watch=[Watcher(stop=1)], online=OnlineSettings(prompts=8), train={"steps": 4})
     first = language_model("star").model.state_dict()
     assert any(not torch.equal(weight, first[name]) for name, weight in weights(found).items() if name in first)
 
 
 def test_a_monitor_asks_for_a_distance_in_its_rounds_alone(tmp_path: Path) -> None:
-    class Second:
-        def needs_kl(self, number: int) -> bool:
-            return number % 2 == 0
-
-        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
-            return Watched()
-
-    run(tmp_path, "dapo", watch=[Second()])
+    run(tmp_path, "dapo", watch=[Watcher(every=2)])
     assert ["objective/kl" in row for row in metrics_of(tmp_path)] == [True, False, True, False]
 
 
@@ -589,22 +585,12 @@ def test_penalties_do_not_make_a_group_of_failures_worth_learning_from(tmp_path:
 
 
 def test_who_watches_gets_a_distance_where_the_loss_needs_none(tmp_path: Path) -> None:
-    seen: list[float] = []
-
-    class Watcher:
-        def needs_kl(self, number: int) -> bool:
-            return True
-
-        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
-            seen.append(metrics.get("objective/kl", math.nan))
-            return Watched()
-
-    run(tmp_path / "dapo", "dapo", watch=[Watcher()])
-    assert seen[0] == pytest.approx(0.0, abs=1e-6)
-    assert all(kl > 0 for kl in seen[1:])
-    seen.clear()
-    run(tmp_path / "rounds", "iterative_dpo", watch=[Watcher()])
-    assert all(math.isnan(kl) for kl in seen), "a reference that is the policy itself tells no distance"
+    dapo, rounds = Watcher(), Watcher()
+    run(tmp_path / "dapo", "dapo", watch=[dapo])
+    assert dapo.seen[0] == pytest.approx(0.0, abs=1e-6)
+    assert all(kl > 0 for kl in dapo.seen[1:])
+    run(tmp_path / "rounds", "iterative_dpo", watch=[rounds])
+    assert all(math.isnan(kl) for kl in rounds.seen), "a reference that is the policy itself tells no distance"
 
 
 def test_only_the_policys_own_answers_tell_its_distance() -> None:
@@ -616,11 +602,21 @@ def test_only_the_policys_own_answers_tell_its_distance() -> None:
     assert found[0] == 0.75
 
 
-def test_a_penalty_in_a_loss_of_pairs_is_the_mean_over_answers() -> None:
-    penalised = Setup(method="online_dpo", kl=KLSettings(coefficient=0.1, place="loss", estimator="k2"))
-    job = Job.__new__(Job)
-    job.method = penalised.row
-    assert job.paid_by == "sequence"
+def test_a_penalty_in_a_loss_of_pairs_is_the_mean_over_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four answers make up to six pairs; a nat an answer costs the coefficient all the same."""
+    step = fitting.train_step
+
+    def seen(job: Job, trees: Sequence[TokenTree], *rest: Any) -> Any:
+        batches = job.batches(trees)
+        penalty = next(term for term in job.terms(job.look(batches[0])) if term.name == "kl")
+        answers = sum(len(tree.branches) for tree in trees)
+        assert (penalty.unit, penalty.weight, job.counts(batches)["sequence"]) == ("sequence", 0.1, answers)
+        assert job.counts(batches)["pair"] > answers
+        return step(job, trees, *rest)
+
+    monkeypatch.setattr(fitting, "train_step", seen)
+    kl = KLSettings(coefficient=0.1, place="loss", estimator="k2")
+    run(tmp_path, "online_dpo", rollout=rollout("online_dpo", samples=4), kl=kl, train={"steps": 1})
 
 
 def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -638,21 +634,11 @@ def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Pat
 
 def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:
     """It is told of every round, answers, KL and all; the weights it called best are the ones that are kept."""
-    seen: list[int] = []
-
-    class Watcher:
-        def needs_kl(self, number: int) -> bool:
-            return True
-
-        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
-            seen.append(number)
-            assert metrics["objective/kl"] == pytest.approx(0.0, abs=1e-6) or number
-            assert all(answer.verdict.value is not None for answer in answers)
-            return Watched({"watched": 1.0}, best=number == 1, stop="seen enough" if number == 2 else "")
-
+    watcher = Watcher(best=1, stop=2)
     level = {"schedule": "constant", "warmup": 0}
-    found = run(tmp_path / "stopped", "grpo", watch=[Watcher()], train=level)
-    assert seen == [0, 1, 2]
+    found = run(tmp_path / "stopped", "grpo", watch=[watcher], train=level)
+    assert len(watcher.seen) == 3
+    assert watcher.seen[0] == pytest.approx(0.0, abs=1e-6)
     assert (found.steps, found.stopped) == (2, "stopped")
     assert metrics_of(tmp_path / "stopped")[0]["watched"] == 1.0
     one = run(tmp_path / "one", "grpo", train={**level, "steps": 1})

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, and whether a model's weights fit into it."""
+"""How much memory this process may still take, whether a model's weights fit into it, and what running out of it looks like."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     import psutil
 
     return min(int(psutil.virtual_memory().available), _container_leaves())
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out (torch's CPU allocator raises a bare RuntimeError)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
 
 
 def require_room(folder: Path, dtype: torch.dtype) -> None:

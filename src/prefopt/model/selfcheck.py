@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 import torch
 
-from prefopt.errors import ModelError
+from prefopt.errors import ModelError, TrainingError
 from prefopt.model.attention import packed_attention
 from prefopt.model.forward import base_of, policy_logps, reward_scores
+from prefopt.model.room import is_oom
 from prefopt.pack.tree import pack, pad
 from prefopt.types import Batch, TokenTree
 
@@ -29,15 +30,26 @@ class SelfCheck:
     reason: str = ""
 
 
-@torch.no_grad()
 def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4) -> SelfCheck:
     """Compare packed with plain padded values on the first `rows` trees.
 
     Raises:
         ModelError: even the padded path disagrees with the model's own logits, so its head does something we do not know.
-        torch.OutOfMemoryError: the device has no room for the rows.
+        TrainingError: there is no room for the rows, which says nothing of the layout.
     """
-    base, sample = base_of(model), list(trees[:rows])
+    try:
+        return _compared(model, list(trees[:rows]), reads)
+    except (RuntimeError, MemoryError) as error:
+        if not is_oom(error):
+            raise
+        what = f"out of memory while {min(rows, len(trees))} rows were read packed and padded ({str(error).splitlines()[0][:120]})"
+        fix = "lower data.max_length, free memory, or set train.layout=padded, which compares nothing"
+        raise TrainingError(what, where="self-check", fix=fix) from error
+
+
+@torch.no_grad()
+def _compared(model: Any, sample: Sequence[TokenTree], reads: str) -> SelfCheck:
+    base = base_of(model)
     where = next(base.parameters())
     padded, packed = pad(sample).to(where.device), pack(sample).to(where.device)
     own = _read(model, padded, reads)
@@ -46,9 +58,9 @@ def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", 
         with packed_attention(base):
             found = _read(model, packed, reads)
         difference = float((found - own).abs().max())
-    except torch.OutOfMemoryError:  # says nothing of the layout: the padded one takes more
-        raise
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        if is_oom(error):
+            raise
         return SelfCheck("padded", float("nan"), str(error).split("\n")[0])
     if not alike(found, own, where.dtype, size):
         return SelfCheck("padded", difference, f"packed and padded values differ by {difference:.2g}")

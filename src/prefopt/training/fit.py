@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 
 from prefopt.errors import DataError, OptionError, PrefoptError, TrainingError, did_you_mean
+from prefopt.model.room import is_oom
 from prefopt.model.split import like
 from prefopt.pack.plan import Plan
 from prefopt.pack.prepare import Prepared
@@ -32,7 +33,7 @@ from prefopt.training import checkpoint, distributed, shard
 from prefopt.training.job import Job
 from prefopt.training.loop import NotFinite, train_step
 from prefopt.training.lora import merged
-from prefopt.training.memory import explain_oom, is_oom
+from prefopt.training.memory import explain_oom
 from prefopt.training.monitor import Watch
 from prefopt.training.online import Rounds
 from prefopt.training.optim import schedule

@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from prefopt.errors import TrainingError
 from prefopt.settings import TrainSettings
 from prefopt.types import Batch
@@ -142,13 +140,6 @@ def explain_oom(error: BaseException, *, step: int, batch: Batch | None, load: L
     reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     what = f"out of memory{shapes} ({reason}); counted were {_gb(load.total)}: {_shares(load)}"
     return TrainingError(what, where=f"step {step}", fix=advice(load, load.total - 1))
-
-
-def is_oom(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out (torch's CPU allocator raises a bare RuntimeError)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ("can't allocate memory", "not enough memory"))
 
 
 def advice(load: Load, limit: int) -> str:

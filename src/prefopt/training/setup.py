@@ -17,7 +17,7 @@ from prefopt.model.attention import COMPILED, NAME, packed_attention
 from prefopt.model.forward import base_of, layers_of, scored_states
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
-from prefopt.model.room import free_memory
+from prefopt.model.room import free_memory, is_oom
 from prefopt.model.selfcheck import alike, go_back, size_of
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
@@ -38,7 +38,7 @@ from prefopt.training.checks import check_heads, check_online, check_shard
 from prefopt.training.critic import build_critic
 from prefopt.training.job import Job, Penalty
 from prefopt.training.lora import add_adapter
-from prefopt.training.memory import Load, explain_oom, is_oom, load_of, require
+from prefopt.training.memory import Load, explain_oom, load_of, require
 from prefopt.training.optim import Optimizer
 from prefopt.types import TokenTree
 
