@@ -380,12 +380,24 @@ BLOCKS: tuple[Line, ...] = (
     ("gradients of what fills up", "def slopes", "found.index_fill_(0, self.filling, 0) if len(self.filling) else found", "found"),
     ("a filling query sees nothing", "def filled", "(keys + n - queries)", "(keys)"),
     ("a filling query's place taken", "def plan_of", "group.rows.index_fill(0, group.filling, -1)", "group.rows"),
+    ("a cut block sees what follows", "def cut", "rows.stop)), self.kept)", "self.keys[-1].stop)), self.kept)"),
+    ("the last needed query lost", "def needed", "int(places[last - 1]) + 1", "max(int(places[last - 1]), int(places[first]) + 1)"),
+    ("needed queries counted from the row's start", "def _group", "np.searchsorted(queries, ", "np.asarray("),
     ("keys of the first head only", "def _of_heads", "* heads + np.arange(heads)[:, None]", "* heads + 0 * np.arange(heads)[:, None]"),
 )
 ATTENTION: tuple[Line, ...] = (
     ("block rule: trees see each other", "def rule", "(tree_M[i] == tree_M[j]) & ", ""),
     ("block rule: window ignored", "def rule", "return same if window is None else", "return same if True else"),
     ("model left in tree mode", "def packed_attention", "model.set_attn_implementation(own)", "pass"),
+    ("read where nothing was cut", "def read", "torch.searchsorted(self.needed.rows, self.places)", "self.places"),
+)
+LAST: tuple[Line, ...] = (
+    ("queries turned as the first positions", "def _attended", "query * cos[:, :, rows]", "query * cos[:, :, : len(rows)]"),
+    ("keys not turned", "def _attended", "key = key * cos + rotate_half(key) * sin", "pass"),
+    ("window forgotten", "def _attended", "\"sliding_window\": window", "\"sliding_window\": None"),
+    ("norm of the queries forgotten", "def _attended", "getattr(attention, \"q_norm\", None)", "None"),
+    ("residual of the attention forgotten", "def _shortened", "y + layer.mlp(", "0 * y + layer.mlp("),
+    ("the whole layer after all", "def _quick", "tree.needed is None", "True"),
 )
 LOGPROBS: tuple[Line, ...] = (
     ("not normalised", "", "head.logits(hidden[part]).log_softmax(-1)", "head.logits(hidden[part])"),
@@ -405,8 +417,8 @@ LOGPROBS: tuple[Line, ...] = (
 FORWARD: tuple[Line, ...] = (
     ("padding attended to", "def hidden_states", "attention_mask=mask", "attention_mask=None"),
     ("positions not given", "def hidden_states", "position_ids=batch.positions_BC, ", ""),
-    ("scores read at the first scored token", "def reward_scores", "[batch.last_S]", "[batch.source_T[: len(batch.last_S)]]"),
-    ("targets read at themselves", "def logps_and_hidden", "[batch.source_T]", "[batch.source_T + 1]"),
+    ("scores read at the first scored token", "def reward_scores", "batch.last_S)", "batch.source_T[: len(batch.last_S)])"),
+    ("targets read at themselves", "def logps_and_hidden", "hidden_states(model, batch, batch.source_T)", "hidden_states(model, batch, batch.source_T + 1)"),
     ("logit scale ignored", "def head_of", "float(getattr(config, \"logit_scale\", None) or 1.0)", "1.0"),
     ("logits scaling multiplied", "def head_of", "/ float(getattr(config, \"logits_scaling\"", "* float(getattr(config, \"logits_scaling\""),
     ("soft cap ignored", "def head_of", "getattr(config, \"final_logit_softcapping\", None)", "None"),
@@ -537,6 +549,7 @@ _ALL: Mapping[str, tuple[Line, ...]] = {
     "text/chat.py": CHAT,
     "model/attention.py": ATTENTION,
     "model/blocks.py": BLOCKS,
+    "model/last.py": LAST,
     "model/logprobs.py": LOGPROBS,
     "model/forward.py": FORWARD,
     "model/reference.py": REFERENCE,

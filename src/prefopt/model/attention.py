@@ -5,7 +5,7 @@ gets tree attention without a line of its own: the forward call carries `tree=Tr
 `softcap` and `sinks` arrive beside it. On a CPU each branch is a few matrix products against what it sees, so no work is spent between
 branches or between trees; on CUDA the whole row is one FlexAttention call under a block mask made once per batch.
 
-Shapes: H heads, M positions of the packed row, D head size; n queries of a block, m keys they may see.
+Shapes: H heads, M positions of the packed row, D head size; W queries, all M or those that a last layer needs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from prefopt.model.blocks import Plan, attend, blocks_of, plan_of
+from prefopt.model.blocks import Needed, Plan, attend, blocks_of, needed, plan_of
 from prefopt.types import TreeSpan
 
 NAME = "prefopt_tree"
 COMPILED = ("cuda",)
 """Kinds of devices for which attention over trees is compiled."""
+WORTH = 0.9
+"""A last layer computes what is read of it alone where that is at most so much of it; the selecting has a price too."""
 KERNELS = 64
 """FlexAttention may be compiled so often: for windows, soft caps, dtypes, with and without gradient, for each model at work (torch: 8)."""
 
@@ -33,21 +35,42 @@ class TreeLayout:
     """Where the trees of a packed row lie, and what attention derives from it once per batch for all layers.
 
     `calls` counts the layers that used it: a model that ignores the layout leaves it at 0, and must not be trained packed.
+
+    Args:
+        spans: the trees.
+        device: where the row lies.
+        places: positions at which the last hidden states are read; None for all.
     """
 
-    def __init__(self, spans: Sequence[TreeSpan], device: torch.device) -> None:
-        self.spans, self.device = tuple(spans), device
+    def __init__(self, spans: Sequence[TreeSpan], device: torch.device, places: torch.Tensor | None = None) -> None:
+        self.spans, self.device, self.places = tuple(spans), device, places
         self.calls = 0
+        self.shortened = False
+        """Whether the last layer computed `needed` alone."""
         self.blocks = tuple(block for span in spans for block in blocks_of(span))
+        self.needed: Needed | None = None
+        """What a last layer has to compute, for the places that are read; None where that is nearly everything."""
+        if places is not None and len(places) and device.type == "cpu":
+            found = needed(self.blocks, places.numpy())
+            self.needed = found if len(found.rows) <= WORTH * self.spans[-1].end else None
         self._masks: dict[int | None, Any] = {}
         self._plans: dict[Any, Plan] = {}
 
-    def plan(self, heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
-        """The blocks laid out for so many heads of queries and of keys."""
+    def read(self, states_WD: torch.Tensor) -> torch.Tensor:
+        """Of the last hidden states those at the places."""
+        if self.places is None:
+            return states_WD
+        if not self.shortened or self.needed is None:
+            return states_WD[self.places]
+        return states_WD[torch.searchsorted(self.needed.rows, self.places)]
+
+    def plan(self, heads: int, key_heads: int, window: int | None, dtype: torch.dtype, *, short: bool = False) -> Plan:
+        """The blocks, or the needed ones, laid out for so many heads of queries and of keys."""
         how = heads, key_heads, window, dtype
-        if how not in self._plans:
-            self._plans[how] = plan_of(self.blocks, *how)
-        return self._plans[how]
+        if (how, short) not in self._plans:
+            blocks = self.needed.blocks if short and self.needed is not None else self.blocks
+            self._plans[how, short] = plan_of(blocks, self.spans[-1].end, *how)
+        return self._plans[how, short]
 
     def block_mask(self, window: int | None) -> Any:
         """`rule` as a FlexAttention block mask."""
@@ -94,7 +117,7 @@ def tree_attention(
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of queries [1, H, M, D] over a packed row; returns [1, M, H, D] as transformers expects.
+    """Attention of queries [1, H, W, D] over a packed row; returns [1, W, H, D] as transformers expects.
 
     Raises:
         RuntimeError: the model does not hand `tree` down, or uses attention sinks; the self-check then takes the padded path.
@@ -106,7 +129,7 @@ def tree_attention(
     if query.device.type in COMPILED:
         key, value = (repeat_kv(t, query.shape[1] // t.shape[1]) for t in (key, value))
         return _flex(query, key, value, tree, scale, sliding_window, softcap).transpose(1, 2), None
-    plan = tree.plan(query.shape[1], key.shape[1], sliding_window, query.dtype)
+    plan = tree.plan(query.shape[1], key.shape[1], sliding_window, query.dtype, short=query.shape[2] < key.shape[2])
     q, k, v = (t[0].transpose(0, 1).flatten(0, 1) for t in (query, key, value))
     out = attend(q, k, v, plan, scale, softcap)
     return out.view(1, query.shape[2], query.shape[1], -1), None

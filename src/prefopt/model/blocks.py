@@ -12,7 +12,7 @@ that fill it up included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -58,6 +58,10 @@ class Block(NamedTuple):
         n = -(-queries // step) * step
         return n, -(-(keys + n - queries) // step) * step
 
+    def cut(self, rows: slice) -> Block:
+        """The same for some neighbouring ones of its queries, and the keys up to the last of them."""
+        return Block(rows, (*self.keys[:-1], slice(self.keys[-1].start, rows.stop)), self.kept)
+
 
 def blocks_of(span: TreeSpan) -> Iterator[Block]:
     """A tree's queries in blocks; the prompt is read with the first branch, whose keys follow it without a gap."""
@@ -71,12 +75,29 @@ def blocks_of(span: TreeSpan) -> Iterator[Block]:
         own = end
 
 
+class Needed(NamedTuple):
+    """Queries that are not of all positions: in blocks, and the positions they stand at, ascending."""
+
+    blocks: tuple[Block, ...]
+    rows: torch.Tensor
+
+
+def needed(blocks: Iterable[Block], places: IntArray) -> Needed:
+    """What is needed of a layer that is read at some places alone: of every block the run from the first to the last of them."""
+    places, cut = np.unique(places), []
+    for block in blocks:
+        first, last = np.searchsorted(places, (block.rows.start, block.rows.stop))
+        if first < last:
+            cut.append(block.cut(slice(int(places[first]), int(places[last - 1]) + 1)))
+    return Needed(tuple(cut), torch.from_numpy(_queries(cut)))
+
+
 @dataclass(frozen=True)
 class Group:
     """Blocks filled up to one size.
 
     Attributes:
-        rows: the row of each query, [B H n].
+        rows: the row of each query among all that are computed, [B H n].
         keys: the row of each key, [B K m].
         bias: [B, 1, n, m], 0 where a query sees a key, else -inf.
         filling: which of the queries only fill up a block.
@@ -140,25 +161,26 @@ class Plan(NamedTuple):
         return [group for part in self.parts for group in part.groups]
 
 
-def plan_of(blocks: Sequence[Block], heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
-    """Lay out blocks that hold every position once."""
+def plan_of(blocks: Sequence[Block], positions: int, heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Plan:
+    """Lay out blocks, in the order of their queries, that hold each at most once; keys are those of so many positions."""
     step = STEPS.get(dtype, STEP if len(blocks) >= MANY else 1)
     by_size: dict[tuple[tuple[int, int], bool], list[Block]] = {}
     for block in blocks:
         by_size.setdefault((block.filled(step), block.kept), []).append(block)
-    groups = []
+    groups, queries = [], _queries(blocks)
     for ((n, m), _), alike in by_size.items():
         most = max(1, SCORES // (n * m * heads))
-        groups += [_group(alike[at : at + most], (n, m), heads, key_heads, window, dtype) for at in range(0, len(alike), most)]
-    positions = sum(block.size[0] for block in blocks)
+        groups += [_group(alike[at : at + most], (n, m), queries, heads, key_heads, window, dtype) for at in range(0, len(alike), most)]
     rows = torch.cat([group.rows.index_fill(0, group.filling, -1) for group in groups])
     places = (rows >= 0).nonzero()[:, 0]
     place = torch.empty_like(places).index_copy_(0, rows[places], places)
     return Plan(tuple(_parts(groups, positions * key_heads)), place)
 
 
-def _group(blocks: Sequence[Block], size: tuple[int, int], heads: int, key_heads: int, window: int | None, dtype: torch.dtype) -> Group:
-    rows = np.stack([_positions([block.rows], size[0]) for block in blocks])
+def _group(
+    blocks: Sequence[Block], size: tuple[int, int], queries: IntArray, heads: int, key_heads: int, window: int | None, dtype: torch.dtype
+) -> Group:
+    rows = np.searchsorted(queries, np.stack([_positions([block.rows], size[0]) for block in blocks])).astype(np.int32)
     keys = np.stack([_positions(block.keys, size[1]) for block in blocks])
     spare = np.arange(size[0]) >= np.array([block.size[0] for block in blocks])[:, None]
     bias = [causal_bias(*size, block.size[1] - block.size[0], window, dtype) for block in blocks]
@@ -175,6 +197,11 @@ def _positions(slices: Sequence[slice], size: int) -> IntArray:
     """The positions of some runs, filled up with the last one."""
     found = np.concatenate([np.arange(run.start, run.stop) for run in slices])
     return np.concatenate([found, np.full(size - len(found), found[-1])])
+
+
+def _queries(blocks: Iterable[Block]) -> IntArray:
+    """The positions of all queries."""
+    return np.concatenate([np.arange(block.rows.start, block.rows.stop) for block in blocks])
 
 
 def _of_heads(positions_BX: IntArray, heads: int) -> IntArray:

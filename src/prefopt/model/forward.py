@@ -1,6 +1,6 @@
 """One forward pass: hidden states of a batch in either layout, then log-probs of scored tokens or scores of sequences.
 
-packed:  hidden[M] = backbone(ids, positions, tree)            padded:  hidden[M] = backbone(ids, mask)
+packed:  hidden = backbone(ids, positions, tree)               padded:  hidden = backbone(ids, mask)
 logps_T = log-prob of target_T at hidden[source_T]             scores_S = score head at hidden[last_S]
 """
 
@@ -68,8 +68,8 @@ def layers_of(model: Any) -> list[Any]:
     return list(next((getattr(backbone, name) for name in ("layers", "h") if hasattr(backbone, name)), ()))
 
 
-def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
-    """Last hidden states [M, D] of every position of the batch.
+def hidden_states(model: Any, batch: Batch, places_X: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [X, D] at places of the batch, each one of its M positions; its last layer computes no more than they need.
 
     A packed batch needs `packed_attention(model)` around it.
 
@@ -79,12 +79,12 @@ def hidden_states(model: Any, batch: Batch) -> torch.Tensor:
     backbone = base_of(model).base_model
     if batch.spans is None:
         mask = None if batch.mask_BC is None or bool(batch.mask_BC.all()) else batch.mask_BC
-        return backbone(input_ids=batch.ids_BC, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
-    layout = TreeLayout(batch.spans, batch.ids_BC.device)
+        return backbone(input_ids=batch.ids_BC, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)[places_X]
+    layout = TreeLayout(batch.spans, batch.ids_BC.device, places_X)
     out = backbone(input_ids=batch.ids_BC, position_ids=batch.positions_BC, use_cache=False, tree=layout)
     if layout.calls == 0:
         raise RuntimeError("this model ignores the tree")
-    return out.last_hidden_state.flatten(0, 1)
+    return layout.read(out.last_hidden_state.flatten(0, 1))
 
 
 def head_of(model: Any, temperature: float = 1.0) -> Head:
@@ -107,13 +107,13 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
 @_pass
 def logps_and_hidden(model: Any, batch: Batch, *, stats: bool = False, temperature: float = 1.0) -> tuple[TokenStats, torch.Tensor]:
     """Log-probs [T] of the batch's scored tokens, float32, when logits are divided by `temperature`; the states [T, D] they come from."""
-    hidden_TD = hidden_states(model, batch)[batch.source_T]
+    hidden_TD = hidden_states(model, batch, batch.source_T)
     return token_logps(hidden_TD, batch.target_T, head_of(model, temperature), stats=stats), hidden_TD
 
 
 def scored_states(model: Any, batch: Batch, *, temperature: float = 1.0) -> tuple[torch.Tensor, Head]:
     """The states [T, D] that the batch's scored tokens are read from, and the head that reads them."""
-    return hidden_states(model, batch)[batch.source_T], head_of(model, temperature)
+    return hidden_states(model, batch, batch.source_T), head_of(model, temperature)
 
 
 def policy_logps(model: Any, batch: Batch, *, stats: bool = False, temperature: float = 1.0) -> TokenStats:
@@ -124,7 +124,7 @@ def policy_logps(model: Any, batch: Batch, *, stats: bool = False, temperature: 
 @_pass
 def reward_scores(model: Any, batch: Batch) -> torch.Tensor:
     """Scores [S] read at the last token of every sequence, float32; [S, E] of a model with E outputs."""
-    hidden = hidden_states(model, batch)[batch.last_S]
+    hidden = hidden_states(model, batch, batch.last_S)
     return _scores(model, hidden)
 
 
@@ -138,18 +138,18 @@ def reward_outputs(model: Any, batch: Batch, *, steps: bool, logps: bool) -> dic
         steps: read the logits of labelled steps, not the scores of answers.
         logps: read its language head too.
     """
-    hidden = hidden_states(model, batch)
-    name, place = ("step_logits_J", batch.step_index_J) if steps else ("scores_S", batch.last_S)
-    found = {name: _scores(model, hidden[place])}
-    if logps:
-        found["logps_T"] = token_logps(hidden[batch.source_T], batch.target_T, head_of(model)).logps_T
-    return found
+    name, places = ("step_logits_J", batch.step_index_J) if steps else ("scores_S", batch.last_S)
+    if not logps:
+        return {name: _scores(model, hidden_states(model, batch, places))}
+    hidden = hidden_states(model, batch, torch.cat([places, batch.source_T]))
+    scored, read = hidden.split([len(places), len(batch.source_T)])
+    return {name: _scores(model, scored), "logps_T": token_logps(read, batch.target_T, head_of(model)).logps_T}
 
 
 @_pass
 def step_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [J] (or [J, E]) of a process reward model at the labelled step ends, float32."""
-    hidden = hidden_states(model, batch)[batch.step_index_J]
+    hidden = hidden_states(model, batch, batch.step_index_J)
     return _scores(model, hidden)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.utils import logging as transformers_logging
 
 from prefopt.errors import ModelError
+from prefopt.model.last import quicken_last
 from prefopt.model.linear import quicken
 from prefopt.model.mlp import quicken_mlps
 from prefopt.model.norm import quicken_norms
@@ -131,6 +132,7 @@ def _load(auto: Any, settings: ModelSettings, seed: int, **extra: Any) -> PreTra
     quicken(model)
     quicken_norms(model)
     quicken_mlps(model)
+    quicken_last(model)
     if settings.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.to(device())

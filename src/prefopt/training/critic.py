@@ -40,7 +40,7 @@ class Critic:
             hidden_TD: the policy's hidden states there, read where the trunk is shared.
         """
         if self.trunk is not None:
-            hidden_TD = hidden_states(self.trunk, batch)[batch.source_T]
+            hidden_TD = hidden_states(self.trunk, batch, batch.source_T)
         return self.head(hidden_TD)[:, 0].float()
 
 

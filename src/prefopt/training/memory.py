@@ -2,14 +2,14 @@
 
     weights      as the model holds them                    masters     4 bytes a trained parameter (bf16)
     gradients    4 bytes a trained parameter (6 in bf16)    optimizer   8 bytes (AdamW), about 4 (Muon)
-    activations  positions * layers * (10 width + 3 feed-forward) numbers
+    activations  positions * (layers - 1) * (9 width + 3 feed-forward) numbers, 2 width of the last layer
     reference    a second copy of the weights
     critic       a trunk of its own, its gradients, optimizer and activations
 
-The count of activations was measured on the packed path: Llama keeps 12.3 width + 3 feed-forward numbers per position and layer for
-the backward pass (14.9 and 4 in bf16 by transformers' own norms and MLP), GPT-2 9.8 and 5. With checkpointing a layer keeps its input
-alone, and one layer at a time is computed again. Allocator and library overheads are not counted: what is refused would surely not have
-fitted.
+The count of activations is below what was measured on the packed path: Llama keeps 12.3 width + 3 feed-forward numbers per position and
+layer for the backward pass (14.9 and 4 in bf16 by transformers' own norms and MLP), GPT-2 9.8 and 5. Where few positions are read, a packed
+pass keeps little more of the last layer than what keys and values are made from. With checkpointing a layer keeps its input alone, and one
+layer at a time is computed again. Allocator and library overheads are not counted: what is refused would surely not have fitted.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class Load:
         """Bytes at the peak, by what they are for."""
         bf16 = self.precision == "bf16"
         number = 2 if bf16 else 4
-        layer = number * self.positions * (10 * self.width + 3 * self.feed_forward)
+        layer = number * self.positions * (9 * self.width + 3 * self.feed_forward)
         kept = number * self.positions * self.width * self.layers
-        activations = kept + layer if self.checkpointing else layer * self.layers
+        last = number * self.positions * 2 * self.width
+        activations = kept + layer if self.checkpointing else layer * (self.layers - 1) + last
         return {
             "weights": self.parameters * 2 if bf16 else self.stored,
             "masters": 4 * self.trained if bf16 else 0,
