@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from prefopt.losses.columns import View
 from prefopt.losses.methods import METHODS, Method
 from prefopt.losses.reduce import count, reduce
 from prefopt.pack.tree import pack
+from prefopt.training.job import Penalty
 from prefopt.verify import CLAIMS, Verdict, claims, sampled, table, verify
 from prefopt.verify.learn import Table
 
@@ -233,7 +235,7 @@ def test_expected_gradients_are_those_of_theory(method: str, monkeypatch: pytest
     ("method", "changes"),
     [
         ("ppo", {"options": {"lam": 0.5}}),  # a critic that knows nothing biases all but lambda = 1
-        ("rloo", {"kl": 0.0, "distance": sampled.gradient(lambda whole, logp: sampled.objective(_with(whole, 0.5), logp))}),
+        ("rloo", {"kl": claims.FREE, "distance": sampled.gradient(lambda whole, logp: sampled.objective(_with(whole, 0.5), logp))}),
         ("reinforce", {"options": {"decay": 0.0}, "distance": sampled.gradient(sampled.signs)}),
     ],
 )
@@ -244,6 +246,37 @@ def test_what_biases_a_gradient_is_caught(method: str, changes: dict[str, Any]) 
 def _with(whole: Any, kl: float) -> Any:
     whole.kl = kl
     return whole
+
+
+IN_LOSS = [claim for claim in CLAIMS if isinstance(claim, claims.SampledClaim) and claim.kl.place == "loss" and claim.bound is not None]
+
+
+@pytest.mark.parametrize("claim", IN_LOSS, ids=lambda claim: f"{claim.method}-{claim.kl.estimator or 'k2'}-{claim.kl.ratio}")
+def test_kl_in_the_loss_has_the_gradient_of_theory(claim: claims.SampledClaim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And half of the price, or another estimator, is told from it."""
+    assert claim.tried("table") < 1e-9
+    for planted in ({"coefficient": 0.25}, {"kind": "k2" if claim.kl.estimator == "k3" else "k3", "ratio": False}):
+        monkeypatch.setattr(sampled, "Penalty", lambda *given, planted=planted: replace(Penalty(*given), **planted))
+        differs = claim.tried("table") > 1e-4
+        assert differs or (claim.kl.ratio and "kind" in planted)  # the ratio times k3 is k2
+
+
+def test_dr_grpo_s_price_is_divided_as_its_rewards_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = next(claim for claim in IN_LOSS if claim.method == "dr_grpo")
+    monkeypatch.setattr(Method, "divided_by", lambda *_: 1.0)
+    assert claim.tried("table") > 1e-2
+
+
+def test_kl_in_the_loss_leads_elsewhere_than_in_the_reward() -> None:
+    """By hand, two tokens, ref ½ at each: stop, go on and stop, or go on twice, which alone earns log 20."""
+    world = replace(claims.MANY, prompts=((1, 2),), vocabulary=2, length=2, strengths=((1, 1, 20),))
+    whole = SimpleNamespace(world=world, kl=1.0)
+    ref = np.array([[0.5, 0.25, 0.25]])
+    law = sampled.boltzmann_by_token(whole, ref)  # type: ignore[arg-type]
+    value = 20 / 21 * np.log(20)  # of going on: the second token's odds are 20 : 1
+    first = np.exp(value) / (1 + np.exp(value))
+    np.testing.assert_allclose(law, [[1 - first, first / 21, first * 20 / 21]])
+    np.testing.assert_allclose(exact.boltzmann(ref, world.rewards, 1.0), np.array([[2, 1, 20]]) / 23)
 
 
 def test_a_wrong_baseline_and_a_lost_length_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:

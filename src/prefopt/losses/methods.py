@@ -192,6 +192,10 @@ class Method:
         gather = segment_mean if self.within == "mean" else segment_sum
         return gather(values, COLUMNS["sequence"](view), view.batch.sequences)
 
+    def divided_by(self, view: View) -> float:
+        """What the row's loss divides rewards by besides its unit, so that a price of KL beside it is in reward units per nat too."""
+        return float(view.room) if "room" in self.needs and view.room is not None else 1.0
+
     def metrics(self, view: View, options: Mapping[str, Any] | None = None) -> dict[str, Stat]:
         """What to log of a batch, as sums and counts; `metrics.UNITS_OF_METRICS` says what each is."""
         options = {**self.options, **(options or {})}

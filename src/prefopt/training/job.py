@@ -122,7 +122,7 @@ class Job:
         if self.penalty is not None and view.logps_T is not None and view.ref_logps_T is not None:
             old = COLUMNS["old_logps"](view) if self.penalty.ratio else None
             values = self.method.gathered(kl_penalty(view.logps_T, view.ref_logps_T, old, kind=self.penalty.kind), view)
-            terms.append(Term(values, self.paid_by, self.penalty.coefficient, "kl"))
+            terms.append(Term(values, self.paid_by, self.penalty.coefficient / self.method.divided_by(view), "kl"))
         if self.entropy and view.entropy_T is not None:
             terms.append(Term(-view.entropy_T, "token", self.entropy, "entropy"))
         if view.values_T is not None and batch.returns_T is not None and batch.old_values_T is not None and self.critic is not None:

@@ -8,16 +8,17 @@ compared with six others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import permutations
 from math import lcm
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from prefopt.exact import World
 from prefopt.losses.methods import METHODS
+from prefopt.settings import KLSettings
 from prefopt.verify import population as drawn
 from prefopt.verify import sampled as s
 from prefopt.verify import theory as t
@@ -181,20 +182,24 @@ class Claim:
         return self.distance(learn(self.method, self.learns_from(), self.options, learner, mix=self.mix, patience=self.patience))
 
 
+FREE = KLSettings(coefficient=0.0, place="reward")
+IN_REWARD, IN_ADVANTAGE, IN_LOSS = (replace(FREE, coefficient=0.5, place=place) for place in ("reward", "advantage", "loss"))
+K3 = replace(IN_LOSS, estimator="k3")
+
+
 @dataclass(frozen=True)
 class SampledClaim(Claim):
     """The same of a method that samples its own answers: every answer stands for itself, as often as the policy would give it.
 
-    `distance` is a function of `sampled.Everything`. Groups have `size` answers; KL has the coefficient `kl`, and `place` says where.
+    `distance` is a function of `sampled.Everything`. Groups have `size` answers; `kl` says what KL costs and where it is paid.
     """
 
     size: int = 1
-    kl: float = 0.0
-    place: Literal["reward", "advantage"] = "reward"
+    kl: KLSettings = FREE
 
     def tried(self, learner: Kind) -> float:
         """Learn from everything there is, and measure the distance."""
-        whole = Everything(METHODS[self.method], self.options, self.learns_from(), learner, size=self.size, kl=self.kl, place=self.place)
+        whole = Everything(METHODS[self.method], self.options, self.learns_from(), learner, size=self.size, kl=self.kl)
         return self.distance(whole)
 
 
@@ -204,6 +209,7 @@ def answered() -> Population:
 
 
 OPTIMUM = "the Boltzmann optimum ref e^(r/β)/Z"
+BY_TOKEN = "ref e^(Q/β)/Z at each token, Q its mean reward, k2"
 SLOPES = "pi in proportion to the slopes: "
 HALF = {"beta": 0.5}
 
@@ -214,13 +220,13 @@ def _gradient(
     options: Mapping[str, Any] | None = None,
     *,
     size: int = 1,
-    kl: float = 0.0,
-    place: Literal["reward", "advantage"] = "reward",
+    kl: KLSettings = FREE,
 ) -> SampledClaim:
     """The expected gradient is that of `loss`, whose docstring says what it is."""
     says = f"the gradient of {(loss.__doc__ or '').partition('. ')[0].rstrip('.')}"
-    says += ", KL in the advantage" if place == "advantage" else ""
-    return SampledClaim(method, says, answered, s.gradient(loss), options or {}, size=size, kl=kl, place=place, bound=1e-4)
+    how = f", {'ρ ' if kl.ratio else ''}{kl.estimator or 'k2'}" if kl.place == "loss" else ", KL in the advantage"
+    says += "" if kl.place == "reward" else how
+    return SampledClaim(method, says, answered, s.gradient(loss), options or {}, size=size, kl=kl, bound=1e-4)
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -280,14 +286,21 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("orm", "the log-odds of thumbs up", thumbs, t.log_odds),
     Claim("prm", "the share of right steps at each prefix", steps, t.step_shares, patience=3),
     # the policy's own samples: gradients
-    _gradient("reinforce", s.objective, kl=0.5),
-    _gradient("reinforce_pp", s.objective, kl=0.5),
+    _gradient("reinforce", s.objective, kl=IN_REWARD),
+    _gradient("reinforce_pp", s.objective, kl=IN_REWARD),
     _gradient("reinforce_pp_baseline", s.objective, size=2),
-    _gradient("remax", s.objective, kl=0.5),
-    _gradient("rloo", s.objective, size=2, kl=0.5),
-    _gradient("rloo", s.objective, size=2, kl=0.5, place="advantage"),
-    _gradient("ppo", s.objective, {"lam": 1.0}, kl=0.5),
-    _gradient("dr_grpo", s.objective, size=2, kl=0.5),
+    _gradient("remax", s.objective, kl=IN_REWARD),
+    _gradient("rloo", s.objective, size=2, kl=IN_REWARD),
+    _gradient("rloo", s.objective, size=2, kl=IN_ADVANTAGE),
+    _gradient("ppo", s.objective, {"lam": 1.0}, kl=IN_REWARD),
+    _gradient("dr_grpo", s.objective, size=2, kl=IN_REWARD),
+    _gradient("reinforce", s.by_token, kl=IN_LOSS),
+    _gradient("reinforce", s.by_token, kl=replace(K3, ratio=True)),
+    _gradient("reinforce", s.by_token_forward, kl=K3),
+    _gradient("reinforce_pp_baseline", s.by_token_whitened, size=2, kl=IN_LOSS),
+    _gradient("rloo", s.by_token, size=2, kl=IN_LOSS),
+    _gradient("ppo", s.by_token, {"lam": 1.0}, kl=IN_LOSS),
+    _gradient("dr_grpo", s.by_token_in_groups, size=2, kl=IN_LOSS),
     _gradient("grpo", s.signs_per_token, size=2),
     _gradient("gspo", s.signs_per_token, size=2),
     _gradient("dapo", s.signs, size=2),
@@ -297,11 +310,12 @@ CLAIMS: tuple[Claim, ...] = (
     _gradient("online_ipo", s.online_ipo, HALF, size=2),
     _gradient("xpo", s.xpo, {"beta": 0.5, "alpha": 0.1}, size=2),
     # ... and where they lead
-    SampledClaim("reinforce", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), kl=0.5),
-    SampledClaim("ppo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), {"lam": 1.0}, kl=0.5),
-    SampledClaim("rloo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), size=2, kl=0.5, learners=("table",)),
-    SampledClaim("remax", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), kl=0.5, learners=("table",)),
-    SampledClaim("dr_grpo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), size=2, kl=0.5, learners=("table",)),
+    SampledClaim("reinforce", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), kl=IN_REWARD),
+    SampledClaim("reinforce", BY_TOKEN, answered, s.learned(s.boltzmann_by_token), kl=IN_LOSS),
+    SampledClaim("ppo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), {"lam": 1.0}, kl=IN_REWARD),
+    SampledClaim("rloo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), size=2, kl=IN_REWARD, learners=("table",)),
+    SampledClaim("remax", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), kl=IN_REWARD, learners=("table",)),
+    SampledClaim("dr_grpo", OPTIMUM, answered, s.learned(s.boltzmann, 0.6), size=2, kl=IN_REWARD, learners=("table",)),
     SampledClaim("best_of_n", "the law of the best of two", answered, s.imitated(s.best_of_two), size=2),
     SampledClaim("rejection_sampling", "ref where r >= 1", answered, s.imitated(s.good), {"threshold": 1.0}),
     SampledClaim("star", "ref where r >= 1", answered, s.imitated(s.good), {"threshold": 1.0}),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from prefopt.model.reference import FrozenReference
 from prefopt.rollout.rewards import Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import KLSettings, OnlineSettings, TrainSettings
+from prefopt.training.job import Penalty
 from prefopt.training.loop import train_step
 from prefopt.training.optim import Optimizer, schedule
 from prefopt.training.rounds import Answer, Group, Made, measure, trees_of, untold
@@ -39,6 +40,8 @@ Loss = Callable[["Everything", Tensor], Tensor]
 """A number to be minimised, from the log-probs [P, K] of all answers."""
 AWAY = 0.5
 """How far the policy is moved from the reference before gradients are compared."""
+BASELINE = 0.5
+"""What a running baseline has come to in the rounds before."""
 
 
 class Everything:
@@ -50,8 +53,7 @@ class Everything:
         population: the world's completions, laid out once.
         kind: who learns.
         size: answers to a group.
-        kl: coefficient of KL.
-        place: where it is paid, in the reward or the advantage.
+        kl: what KL costs, and where it is paid.
     """
 
     def __init__(
@@ -62,13 +64,12 @@ class Everything:
         kind: Kind,
         *,
         size: int,
-        kl: float,
-        place: Literal["reward", "advantage"] = "reward",
+        kl: KLSettings,
     ) -> None:
         assert method.online is not None
         self.method, self.online, self.options = method, method.online, {**method.options, **options}
-        self.population, self.world, self.kind, self.size, self.kl = population, population.world, kind, size, kl
-        self.held = KLSettings(place=place)
+        self.population, self.world, self.kind, self.size, self.held = population, population.world, kind, size, kl
+        self.kl = float(kl.coefficient or 0)
         self.settings = TrainSettings(schedule="linear", warmup=0.1, grad_clip=0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -85,6 +86,7 @@ class Everything:
             micro_tokens=10**9,
             load=NO_LOAD,
             room=self.world.length,
+            penalty=Penalty(self.kl, kl.estimator or "k2", kl.ratio) if kl.place == "loss" else None,
         )
 
     def attending(self, stack: ExitStack) -> None:
@@ -123,7 +125,7 @@ class Everything:
                 weights += [weight * len(self.world.completions) ** self.size] * self.size
         measured = measure(self.job, [untold(group) for group in groups])
         measured = [{**part, "old_values": _values(part["old_logps"])} for part in measured]
-        made = Made(groups, measured, self.kl, self.held, OnlineSettings())
+        made = Made(groups, measured, self.kl, self.held, OnlineSettings(), baseline=BASELINE)
         found = self.online(made.columns(self.online), self.options)
         signals = made.signals(found, whitened=False)
         weighed = [
@@ -162,8 +164,9 @@ def gradient(loss: Loss) -> Callable[[Everything], float]:
             whole.attending(stack)
             whole.move()
             batch = whole.population.led_to_the_row(whole.trees())
-            values = whole.method.terms(whole.job.look(batch), whole.options)[0].values
-            mine = (values * batch.margin_N if whole.method.unit == "pair" else values).sum()
+            terms = whole.job.terms(whole.job.look(batch))
+            parts = [t.weight * (t.values * batch.margin_N if t.unit == "pair" else t.values).sum() for t in terms]
+            mine = torch.stack(parts).sum()
             ours, theirs = (_flat(whole.model, value) for value in (mine, loss(whole, whole.log_law(whole.model))))
         return 1 - float(F.cosine_similarity(ours, theirs, dim=0))
 
@@ -224,6 +227,51 @@ def objective(whole: Everything, logp: Tensor) -> Tensor:
     return (logp.exp() * (whole.kl * (logp - ref) - _rewards(whole))).sum()
 
 
+def by_token(whole: Everything, logp: Tensor) -> Tensor:
+    """β KL(pi || ref) of each next token - E[r]. The prefixes are the policy's own, and not differentiated."""
+    before, mine, ref = _next_tokens(whole, logp)
+    return whole.kl * (before * mine.exp() * (mine - ref)).sum() - (logp.exp() * _rewards(whole)).sum()
+
+
+def by_token_forward(whole: Everything, logp: Tensor) -> Tensor:
+    """β KL(ref || pi) of each next token - E[r]. The prefixes are the policy's own, and not differentiated."""
+    before, mine, ref = _next_tokens(whole, logp)
+    return whole.kl * (before * ref.exp() * (ref - mine)).sum() - (logp.exp() * _rewards(whole)).sum()
+
+
+def by_token_in_groups(whole: Everything, logp: Tensor) -> Tensor:
+    """β KL(pi || ref) of each next token - (1 - 1/n) E[r]. An answer is in the mean of n that it is compared with."""
+    return by_token(whole, logp) + (logp.exp() * _rewards(whole)).sum() / whole.size
+
+
+def by_token_whitened(whole: Everything, logp: Tensor) -> Tensor:
+    """β KL(pi || ref) of each next token - (1 - 1/n) E[r]/σ. The spread σ is that of all differences from the mean of two."""
+    apart = 0.5 * (whole.world.rewards[:, :, None] - whole.world.rewards[:, None, :])
+    spread = float(np.repeat(apart, 2).std(ddof=1))
+    earned = (1 - 1 / whole.size) / spread
+    return by_token(whole, logp) + (1 - earned) * (logp.exp() * _rewards(whole)).sum()
+
+
+def _next_tokens(whole: Everything, logp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For every prefix of one token or more [P, N]: the probability of all but its last token, and log-probs of that token then.
+
+    The probability is without gradient; log-probs are the policy's and the reference's.
+    """
+    completions = whole.world.completions
+    prefixes = sorted({word[:n] for word in completions for n in range(len(completions[-1]) + 1)})
+
+    def masses(law: Tensor) -> Tensor:
+        """Log-probs [P, 1 + N] of beginning with each prefix, the empty one first."""
+        begins = torch.tensor([[word[: len(prefix)] == prefix for word in completions] for prefix in prefixes])
+        return torch.where(begins, law[:, None], -torch.inf).logsumexp(-1)
+
+    parent = torch.tensor([prefixes.index(prefix[:-1]) for prefix in prefixes[1:]])
+    with torch.no_grad():
+        ref = masses(whole.log_law(whole.start))
+    mine = masses(logp)
+    return mine.detach()[:, parent].exp(), mine[:, 1:] - mine[:, parent], ref[:, 1:] - ref[:, parent]
+
+
 def signs(whole: Everything, logp: Tensor) -> Tensor:
     """-log pi of the better of two, + of the worse. Two answers differ by √2 standard deviations, whatever their rewards."""
     _, pairs, better = _both(whole, logp)
@@ -258,6 +306,31 @@ def xpo(whole: Everything, logp: Tensor) -> Tensor:
 def boltzmann(whole: Everything, ref: Array) -> Array:
     """ref e^{r/β}/Z."""
     return exact.boltzmann(ref, whole.world.rewards, whole.kl)
+
+
+def boltzmann_by_token(whole: Everything, ref: Array) -> Array:
+    """At every prefix ref e^{Q/β}/Z, Q the mean reward of going on from each next token.
+
+    KL in the loss prices each token where it stands, and not the KL of what the token leads to; in the reward it prices both.
+    """
+    completions, law = whole.world.completions, np.ones_like(ref)
+
+    def value(begun: tuple[int, ...], p: int) -> float:
+        inside = [k for k, word in enumerate(completions) if word[: len(begun)] == begun]
+        if completions[inside[0]] == begun:
+            return float(whole.world.rewards[p, inside[0]])
+        tokens = sorted({completions[k][len(begun)] for k in inside})
+        rewards = np.array([value((*begun, token), p) for token in tokens])
+        branches = [[k for k in inside if completions[k][len(begun)] == token] for token in tokens]
+        next_token = np.array([[ref[p, ks].sum() for ks in branches]]) / ref[p, inside].sum()
+        chances = exact.boltzmann(next_token, rewards[None], whole.kl)[0]
+        for ks, chance in zip(branches, chances, strict=True):
+            law[p, ks] *= chance
+        return float(chances @ rewards)
+
+    for p in range(len(ref)):
+        value((), p)
+    return law
 
 
 def best_of_two(whole: Everything, ref: Array) -> Array:
