@@ -90,18 +90,23 @@ def as_data(task: str, found: Sequence[dict[str, Any]], *, pairs: bool) -> list[
 def useful_work(task: str, shape: Shape, found: Sequence[dict[str, Any]], *, lora: bool) -> float:
     """Floating-point operations that the rows need: 2 a weight and position forward, twice that backward, attention and head included.
 
-    Under LoRA the frozen weights need no gradient of their own, so the backward pass costs about as much as the forward pass.
+    Of the last layer they need keys and values of every position, and all else where something is read of it: for every token of an
+    answer, or once an answer for a reward. Under LoRA the frozen weights need no gradient of their own, so the backward pass costs about
+    as much as the forward pass.
     """
     hidden, layers = shape.hidden, shape.layers
-    a_layer = 2 * hidden**2 + 2 * hidden**2 * shape.kv_heads / shape.heads + 3 * hidden * shape.feed_forward
+    keys_and_values = 2 * hidden**2 * shape.kv_heads / shape.heads
+    other = 2 * hidden**2 + 3 * hidden * shape.feed_forward
     references = 1 if task in ("dpo", "ranking") else 0
     passes = (2 if lora else 3) + references
     total = 0.0
     for row in found:
         prompt, answers = len(row["prompt"].split()), [len(answer.split()) + 1 for answer in row["answers"]]
-        positions = prompt + sum(answers)
-        seen = prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in answers)
-        total += 2 * positions * layers * a_layer + 4 * seen * hidden * layers
+        positions, read = prompt + sum(answers), len(answers) if task == "reward" else sum(answers)
+        seen_by_answers = sum(n * prompt + n * (n + 1) / 2 for n in answers)
+        seen_at_last = sum(prompt + n for n in answers) if task == "reward" else seen_by_answers
+        total += 2 * (layers * positions * keys_and_values + ((layers - 1) * positions + read) * other)
+        total += 4 * hidden * ((layers - 1) * (prompt * (prompt + 1) / 2 + seen_by_answers) + seen_at_last)
         total += 2 * sum(answers) * hidden * shape.vocabulary if task != "reward" else 0
     return passes * total
 

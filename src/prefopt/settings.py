@@ -309,7 +309,7 @@ class JudgeSettings:
     timeout: Positive = 60.0
     """Seconds to wait for an answer."""
     annotator: str = "easy"
-    """Which simulated annotator: gold, brisk, polite, easy (prefopt.world.ANNOTATORS)."""
+    """Which simulated annotator: gold, brisk, polite, easy, wordy (prefopt.world.ANNOTATORS)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,7 +92,7 @@ class LabelOptions:
     """The simulated annotators who choose between sampled answers."""
 
     annotators: str | list[str] = "gold"
-    """Who is asked, by name: gold, brisk, polite, easy (prefopt.world.ANNOTATORS)."""
+    """Who is asked, by name: gold, brisk, polite, easy, wordy (prefopt.world.ANNOTATORS)."""
     votes: Size = 1
     """Annotators asked for each pair, drawn at random; the label is what most of them said."""
     strength: bool = False

@@ -208,7 +208,7 @@ def _make_room(stage: Stage, folder: Path, key: str, *, replace: bool, say: Say,
             where=str(folder),
             fix="choose another --out, or add --overwrite",
         )
-    say(f"{title}: {change}; running again")
+    say(f"{title}: {change}; running again, old results are deleted")
     shutil.rmtree(folder)
 
 
