@@ -27,7 +27,7 @@ class Scripted:
         self.asked += len(prompts)
         return [[sample_of(text)] for text in self.answers[: len(prompts)]]
 
-    def prompt_ids(self, prompt: Any) -> np.ndarray:
+    def prompt_ids(self, prompt: Any, tools: Any = ()) -> np.ndarray:
         return np.arange(2, dtype=np.int32)
 
     def tree_logprobs(self, trees: Any) -> list[float]:
@@ -46,7 +46,7 @@ class Spoken(Scripted):
 
     def sample(self, prompts: Any, settings: RolloutSettings) -> list[list[Sample]]:
         self.asked += len(prompts)
-        return [[sample_of(self.say(prompt)) for _ in range(settings.samples)] for prompt in prompts]
+        return [[sample_of(self.say(prompt.prompt)) for _ in range(settings.samples)] for prompt in prompts]
 
 
 def sample_of(text: str) -> Sample:

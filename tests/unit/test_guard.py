@@ -90,9 +90,10 @@ def test_rows_that_were_seen_can_be_left_out_or_kept_openly(choice: str, left: i
 # --- the trail --------------------------------------------------------------------------------------------------------
 
 
-def stage(folder: Path, kind: str, data: Path | None, start: Path | None, **data_settings: object) -> Path:
+def stage(folder: Path, kind: str, data: Path | list[str] | None, start: Path | None, **data_settings: object) -> Path:
     folder.mkdir(parents=True)
-    settings = {"kind": kind, "name": folder.name, "data": {"path": str(data), **data_settings}, "model": {"path": str(start)}}
+    paths = data if isinstance(data, list) else str(data)
+    settings = {"kind": kind, "name": folder.name, "data": {"path": paths, **data_settings}, "model": {"path": str(start)}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [settings]}))
     (folder / "record.json").write_text(json.dumps({"kind": kind, "name": folder.name}))
     return folder / "model"
@@ -126,8 +127,21 @@ def test_what_the_trail_does_not_tell_is_said(tmp_path: Path) -> None:
     assert [text.split(": ")[-1] for text in found.unknown] == [
         "which rows it held out was not recorded",
         "no record of what trained it",
-        "its data are gone",
+        f"its data are gone ({tmp_path / 'gone.jsonl'})",
     ]
+
+
+def test_patterns_are_read_and_what_is_left_of_several_files_too(tmp_path: Path) -> None:
+    base = stage(tmp_path / "create", "create", None, None)
+    file(tmp_path / "shard-1.jsonl", "a")
+    file(tmp_path / "shard-2.jsonl", "b")
+    sft = stage(tmp_path / "sft", "sft", tmp_path / "shard-*.jsonl", base)
+    assert [example.prompt for example in rows_of(training([str(sft)]))] == ["a", "b"]
+    several = [str(tmp_path / "gone.jsonl"), str(file(tmp_path / "there.jsonl", "c"))]
+    dpo = stage(tmp_path / "dpo", "dpo", several, base)
+    found = training([str(dpo)])
+    assert [example.prompt for example in rows_of(found)] == ["c"]
+    assert found.unknown == (f"dpo: its data are gone ({tmp_path / 'gone.jsonl'})",)
 
 
 def test_data_that_can_no_longer_be_read_are_told(tmp_path: Path) -> None:

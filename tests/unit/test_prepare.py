@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefopt.data.check import check
-from prefopt.data.preflight import FITS, SEEN_PROMPT
+from prefopt.data.preflight import ALONE, CUT_BEFORE, FITS, SEEN_PROMPT
 from prefopt.errors import DataError
 from prefopt.losses.methods import METHODS
 from prefopt.pack.prepare import Prepared, prepare
@@ -35,6 +35,12 @@ def renderer() -> Renderer:
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])  # type: ignore[assignment]
     made.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
     return Renderer(PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="</s>"), "chatml")
+
+
+def spoken(prepared: Prepared) -> dict[str, int]:
+    """What the preflight told of the rows that are kept, and how many were dropped for what."""
+    told = {name: tally.count for name, tally in prepared.preflight.facts.items()}
+    return told | {name: tally.count for name, tally in prepared.preflight.dropped.items()}
 
 
 class Maker:
@@ -399,3 +405,37 @@ def test_whole_raters_can_be_held_out(renderer: Renderer, tmp_path: Path) -> Non
     train, heldout = ({tree.source for tree in trees} for trees in (found.train, found.heldout))
     assert (len(train), len(heldout), train & heldout) == (3, 2, set())
     assert found.preflight.facts[SEEN_PROMPT].count == len(found.heldout) == 40
+
+
+def test_answers_that_were_cut_off_have_no_stop_token(make: Maker) -> None:
+    """Neither in a ranking nor in a judged pair; they are told, and have none to lose."""
+    ranking = {"prompt": "p", "completions": ["one", "two", "three"], "scores": [0.5, 1.0, 0.0], "finished": [True, False, True]}
+    pair = {"prompt": "q", "response_a": "four", "response_b": "five", "label": "b", "finished": [False, True]}
+    for rows, ended in (([ranking], [False, True, True]), ([pair], [True, False])):
+        prepared = make(rows, "pairs")
+        (tree,) = prepared.train
+        assert [int(branch.ids[-1]) == EOS for branch in tree.branches] == ended
+        assert spoken(prepared) == {CUT_BEFORE: 1}
+    plain = make([{**ranking, "finished": [True, True]}], "pairs")
+    assert spoken(plain) == {}
+
+
+def test_a_ranking_that_one_answer_is_left_of_is_dropped_and_counted(make: Maker) -> None:
+    left = {"prompt": "p", "completions": ["one"], "scores": [0.5]}
+    whole = {"prompt": "q", "completions": ["one", "two"], "scores": [0.5, 0.0]}
+    for data in ("pairs", "rankings", "labels"):
+        prepared = make([left, whole], data)
+        assert len(prepared.train) == 1
+        assert spoken(prepared) == {ALONE: 1}
+    assert len(make([left, whole], "demonstrations").train) == 2
+    with pytest.raises(DataError, match="demonstrations"):
+        make([{"prompt": "p", "completion": "x"}], "pairs")
+
+
+def test_rows_of_a_prompt_that_is_cut_differently_stay_on_one_side(make: Maker) -> None:
+    """What is cut of it depends on the longest answer."""
+    rows = [{"prompt": f"{n} " + "word " * 12, "chosen": "yes " * (1 + long), "rejected": "no"} for n in range(12) for long in (0, 3, 6)]
+    prepared = make(rows, "pairs", max_length=90, truncation="prompt_left", max_truncated=1.0, eval_fraction=0.5)
+    lines = [[(int(tree.where.rpartition(":")[2]) - 1) // 3 for tree in side] for side in (prepared.train, prepared.heldout)]
+    assert set(lines[0]).isdisjoint(lines[1])
+    assert len({len(tree.prompt) for tree in (*prepared.train, *prepared.heldout)}) > 1

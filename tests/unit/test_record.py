@@ -71,7 +71,7 @@ def test_a_change_runs_the_stage_and_what_depends_on_it(calls: list[str]) -> Non
     said: list[str] = []
     start("sample.rollout.temperature=0.5", said=said)
     assert calls == ["sample", "label", "report"]
-    assert "[2/5] sample: rollout.temperature: 1.0 -> 0.5; running again" in said
+    assert "[2/5] sample: rollout.temperature: 1.0 -> 0.5; running again, old results are deleted" in said
 
 
 def test_a_changed_file_runs_what_reads_it(calls: list[str]) -> None:
@@ -101,7 +101,7 @@ def test_a_lost_output_is_made_again(calls: list[str]) -> None:
     said: list[str] = []
     start(said=said)
     assert calls == ["label"]
-    assert "[3/5] label: an output is gone; running again" in said
+    assert "[3/5] label: an output is gone; running again, old results are deleted" in said
     assert not Path("out/label/half").exists()
 
 
@@ -246,6 +246,34 @@ def test_the_hash_of_a_folder_is_that_of_names_and_contents(tmp_path: Path) -> N
     assert folder("e", x="1", y="2") != folder("f", x="2", y="1")
     (tmp_path / "a" / ".cache").write_text("passing")
     assert record.digest_path(tmp_path / "a") == record.digest_path(tmp_path / "b")
+
+
+def test_a_pattern_has_the_hash_of_the_files_that_fit_it(tmp_path: Path) -> None:
+    shards = str(tmp_path / "shard-*.jsonl")
+    found = [record.digest_path(shards)]
+    for name, text in (("shard-1.jsonl", "a"), ("shard-2.jsonl", "b"), ("shard-2.jsonl", "c"), ("other.jsonl", "d")):
+        (tmp_path / name).write_text(text)
+        found.append(record.digest_path(shards))
+    assert len(set(found)) == 4
+    assert found[-1] == found[-2]
+
+
+def test_a_split_of_a_saved_folder_has_the_hash_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "data").write_text("a")
+    split = f"{tmp_path / 'saved'}:train"
+    before = record.digest_path(split)
+    assert not before.startswith("hub:")
+    assert before != record.digest_path(f"{tmp_path / 'saved'}:test")
+    (tmp_path / "saved" / "data").write_text("b")
+    assert record.digest_path(split) != before
+
+
+def test_a_damaged_file_has_a_hash_and_whoever_reads_it_complains(tmp_path: Path) -> None:
+    whole = gzip.compress(b"rows" * 1000)
+    (tmp_path / "half.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "none.jsonl.gz").write_bytes(b"\x1f\x8bnothing")
+    assert len({record.digest_path(tmp_path / name) for name in ("half.jsonl.gz", "none.jsonl.gz")}) == 2
 
 
 def test_what_is_not_on_disk_is_a_hub_name() -> None:

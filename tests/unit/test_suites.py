@@ -331,7 +331,7 @@ class Scorer:
     path, renderer = "runs/guard/model", None
 
     def score(self, prompts: Any, completions: Any) -> list[float]:
-        return [(2.0 if "unsafe" in prompt else 0.0) + 3.0 * (int(prompt.split()[-1]) % 40 == 0) for prompt in prompts]
+        return [(2.0 if "unsafe" in row.prompt else 0.0) + 3.0 * (int(row.prompt.split()[-1]) % 40 == 0) for row in prompts]
 
 
 def test_a_threshold_is_chosen_on_one_half_and_measured_on_the_other(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def _judged_pair(row: Row) -> Parsed:
         raise row.wrong("label", label, '"a", "b" or "tie"')
     ranks = {"a": (0, 1), "b": (1, 0), "tie": (0, 0)}[label]
     answers = (_answer(row, "response_a"), _answer(row, "response_b"))
-    return Parsed(row.text("prompt"), [Completion(content=c, rank=r) for c, r in zip(answers, ranks, strict=True)])
+    both = zip(answers, ranks, _ended(row, 2), strict=True)
+    return Parsed(row.text("prompt"), [Completion(content=c, rank=r, ended=ended) for c, r, ended in both])
 
 
 def _plurality(row: Row) -> str:
@@ -231,8 +232,15 @@ def _ranking(row: Row) -> Parsed:
     if len(ranks) != len(contents):
         raise row.wrong("scores" if "scores" in row.fields else "ranks", None, "a list of numbers, one for each completion")
     known: list[float] | list[None] = scores or [None] * len(contents)
-    rows = zip(contents, _dense_ranks(ranks), known, strict=True)
-    return Parsed(row.text("prompt"), [Completion(content=c, rank=r, score=s) for c, r, s in rows])
+    rows = zip(contents, _dense_ranks(ranks), known, _ended(row, len(contents)), strict=True)
+    return Parsed(row.text("prompt"), [Completion(content=c, rank=r, score=s, ended=ended) for c, r, s, ended in rows])
+
+
+def _ended(row: Row, count: int) -> list[bool]:
+    """Which answers ended by themselves, as prefopt writes of those it sampled (`finished`); all where the row does not say."""
+    said = row.fields.get("finished")
+    told = list(said) if isinstance(said, Sequence) and not isinstance(said, str) else []
+    return [bool(one) for one in told] if len(told) == count and all(isinstance(one, bool) for one in told) else [True] * count
 
 
 def _numbers(row: Row, name: str, count: int) -> list[float]:

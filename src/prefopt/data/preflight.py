@@ -22,13 +22,16 @@ from prefopt.settings import DataSettings
 from prefopt.types import Example, Stat, Text, TokenTree
 
 EMPTY, IDENTICAL, TIE = "empty completion", "identical completions", "tie, no preference"
+ALONE = "one answer of a ranking, nothing to compare"
 TOO_LONG, IDENTICAL_CUT = "longer than max_length", "identical after truncation"
 UNSCORED, UNLABELLED, NO_PROMPT = "nothing to score", "no labelled step", "empty prompt, nothing to answer"
 MENDABLE = (EMPTY, IDENTICAL, UNSCORED, UNLABELLED, NO_PROMPT)
-"""Reasons that data.max_dropped bounds. Length has a bound of its own, and a tie is sound data that a pairwise method cannot use."""
+"""Reasons that data.max_dropped bounds. Length has a bound of its own; ties and lone answers are sound data that a pairwise method
+cannot use."""
 
 PROMPT_CUT, COMPLETION_CUT, LOST_EOS = "prompt cut on the left", "completion cut on the right", "completions without their stop token"
 DUPLICATE, EMPTY_PROMPT, DOUBLED_BOS = "repeats an earlier row", "empty prompt", "doubled beginning-of-sequence token"
+CUT_BEFORE = "answers cut off when they were sampled, without a stop token"
 SEEN_PROMPT, REPEATED = "held-out prompt is also trained on", "same answer twice in a ranking"
 CHUNKS = "chunks of texts longer than max_length, no token lost"
 
@@ -104,6 +107,8 @@ class Preflight:
     notes: list[str] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set, repr=False)
     _prompts: set[bytes] = field(default_factory=set, repr=False)
+    _cut: dict[str, int] = field(default_factory=dict, repr=False)
+    """How many answers of a row on its way to tokens have no stop token to lose."""
 
     def __post_init__(self) -> None:
         if self.renderer is None:
@@ -132,6 +137,9 @@ class Preflight:
         if len(contents) > 1 and not (example.prompt if isinstance(example.prompt, tuple) else example.prompt.strip()):
             self.note(EMPTY_PROMPT, example.where)
         self.completions += len(contents)
+        if cut := sum(not completion.ended for completion in example.completions):
+            self._cut[example.where] = cut
+            self.note(CUT_BEFORE, example.where, cut)
         self._compare("characters", example.completions, [_characters(content) for content in contents])
         return True
 
@@ -201,7 +209,8 @@ class Preflight:
         stops = self.renderer.stop_ids
         if not ends:
             return
-        self.note(LOST_EOS, tree.where, sum(int(b.ids[b.scored.nonzero()[0][-1]]) not in stops for b in tree.branches))
+        missing = sum(int(b.ids[b.scored.nonzero()[0][-1]]) not in stops for b in tree.branches)
+        self.note(LOST_EOS, tree.where, max(missing - self._cut.pop(tree.where, 0), 0))
 
     # --- verdict
 

@@ -218,8 +218,8 @@ class Bench:
             variant: names a changed way of asking (another template), which is another answer.
             policy: the policy to ask, where it is not the model as it is.
         """
-        keys = [identity(row.prompt) for row in rows]
-        missing = {key: row.prompt for key, row in zip(keys, rows, strict=True) if (who.path, variant, key) not in self.drawn}
+        keys = [identity(row) for row in rows]
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if (who.path, variant, key) not in self.drawn}
         if missing:
             asked = (policy or who.policy).sample(list(missing.values()), self.rollout)
             self.drawn.update(((who.path, variant, key), samples) for key, samples in zip(missing, asked, strict=True))
@@ -288,6 +288,6 @@ def sample_row(i: int, row: Example, answers: Sequence[Answers], **facts: Sequen
     return {"prompt": plain_prompt(row.prompt), "slice": slice_of(row), "where": row.where, "answers": texts, **told}
 
 
-def identity(prompt: Text) -> Hashable:
+def identity(row: Example) -> Hashable:
     """What a prompt is told apart by: all that a chat template reads of it."""
-    return json.dumps(plain(prompt), sort_keys=True, default=str)
+    return json.dumps([plain(row.prompt), *map(dict, row.tools)], sort_keys=True, default=str)

@@ -62,7 +62,7 @@ def _harmful(row: Example, harm: str) -> bool | None:
 
 def _scored(bench: Bench, rows: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
     """The scores of rows, and 1 for the harmful ones."""
-    scores = bench.model.model.score([row.prompt for row in rows], [_answer(row) for row in rows])
+    scores = bench.model.model.score(rows, [_answer(row) for row in rows])
     return np.array(scores), np.array([float(bool(_harmful(row, bench.harm))) for row in rows])
 
 

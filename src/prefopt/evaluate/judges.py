@@ -55,10 +55,9 @@ def scores(bench: Bench, own: Answers) -> np.ndarray:
     model = bench.reward_model
     if not hasattr(model, "score"):
         raise ModelError("judge.path is no reward model", where=str(bench.judge.path), fix="train one with `prefopt train reward`")
-    prompts = [row.prompt for row in own.rows]
-    pairs = zip(prompts, own.samples, strict=True)
-    answers = [Completion(content=as_answer(prompt, sample.text), ended=sample.finished) for prompt, sample in pairs]
-    return np.array(model.score(prompts, answers), dtype=np.float64)
+    pairs = zip(own.rows, own.samples, strict=True)
+    answers = [Completion(content=as_answer(row.prompt, sample.text), ended=sample.finished) for row, sample in pairs]
+    return np.array(model.score(own.rows, answers), dtype=np.float64)
 
 
 def annotator(bench: Bench, mine: Answers, theirs: Answers) -> Verdicts:

@@ -78,7 +78,7 @@ def run(bench: Bench) -> Findings:
     asked = {who.name: dict(_asked(bench, who, rows, QUALITIES[quality])) for who in bench.subjects}
     told = [name for name in asked[bench.model.name] if all(name in found for found in asked.values())]
     shared = [name for name in told if not name.startswith(TEMPLATE)]
-    clusters = [identity(row.prompt) for row in rows for _ in range(bench.rollout.samples)]
+    clusters = [identity(row) for row in rows for _ in range(bench.rollout.samples)]
     figures: list[Figure] = []
     for who in bench.subjects:
         means = [(name, clustered_mean(asked[who.name][name], clusters)) for name in told]
@@ -155,7 +155,7 @@ def _templated(policy: Any, template: str, rows: Sequence[Example]) -> Any:
     try:
         renderer = Renderer(policy.tokenizer, template)
         for row in rows:
-            renderer.prompt_ids(row.prompt)
+            renderer.prompt_ids(row.prompt, row.tools)
     except TemplateError:
         return None
     return None if renderer.template == policy.renderer.template else replace(policy, renderer=renderer)

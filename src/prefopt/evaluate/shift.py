@@ -53,7 +53,7 @@ def run(bench: Bench) -> Findings:
 def trees_of(own: Answers) -> list[TokenTree]:
     """The answers as token trees, those without a token left out; `index` says which answer."""
     renderer = own.who.policy.renderer
-    prompts = [renderer.prompt_ids(row.prompt) for row in own.rows]
+    prompts = [renderer.prompt_ids(row.prompt, row.tools) for row in own.rows]
     return [
         TokenTree(prompt=prompt, branches=(Branch(ids=sample.ids, scored=np.ones(len(sample.ids), bool)),), index=i)
         for i, (prompt, sample) in enumerate(zip(prompts, own.samples, strict=True))

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from prefopt.data.formats import advice, as_chat, closest
-from prefopt.data.preflight import CHUNKS, FITS, NO_PROMPT, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
+from prefopt.data.preflight import ALONE, CHUNKS, FITS, NO_PROMPT, SEEN_PROMPT, TIE, TOO_LONG, UNLABELLED, Preflight, Renderer, kind_of
 from prefopt.data.read import read
-from prefopt.data.split import overlap, sides
+from prefopt.data.split import overlap, prompt_key, sides
 from prefopt.data.truncate import chunks, longest, truncate
 from prefopt.errors import DataError
 from prefopt.pack.shelf import Shelf
 from prefopt.settings import DataSettings
 from prefopt.types import Example, TokenTree
+
+COMPARED = ("pairs", "judgements", "rankings", "labels")
+"""Kinds of data that compare answers; a ranking that one answer is left of has nothing for them."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def _trees(path: str | list[str], start: int, settings: DataSettings, data: str,
     for whole in _asked(renderer, rows) if data == "prompts" else renderer.trees(rows):
         was = _score_all(whole) if data == "text" else whole
         preflight.measure(was)
+        if settings.truncation == "prompt_left" and was.group is None:
+            was = replace(was, group=prompt_key(was).hex())  # what is cut of a prompt depends on its answers
         for tree in _fitted(was, settings, preflight, renderer.tokenizer.bos_token_id):
             yield replace(tree, index=start)
             start += 1
@@ -129,14 +134,18 @@ def _asked(renderer: Renderer, rows: Iterator[Example]) -> Iterator[TokenTree]:
 
 def _admitted(path: str | Sequence[str], settings: DataSettings, data: str, preflight: Preflight) -> Iterator[Example]:
     """The rows fit for the method, as it reads them."""
-    for example in read(path, limit=settings.limit):
-        fitted = fit(as_chat(example) if settings.chat else example, data)
+    for row in read(path, limit=settings.limit):
+        example = as_chat(row) if settings.chat else row
+        alone = data in COMPARED and len(example.completions) == 1 and example.completions[0].rank is not None
+        fitted = example if alone else fit(example, data)
         if not preflight.admit(replace(fitted, completions=()) if data == "prompts" else fitted):
             continue
         ranks = {completion.rank for completion in fitted.completions}
         # A pairwise method reads the untied pairs of a ranking; the Plackett-Luce law has no ties, and file order is no preference.
         tied = len(ranks) < len(fitted.completions) if data == "rankings" else ranks == {0}
-        if data in ("pairs", "rankings", "labels") and tied:
+        if alone:
+            preflight.drop(ALONE, example.where)
+        elif data in ("pairs", "rankings", "labels") and tied:
             preflight.drop(TIE, example.where)
         elif data == "steps" and all(label is None for c in fitted.completions for label in c.step_labels):
             preflight.drop(UNLABELLED, example.where)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from prefopt.data.read import read
+from prefopt.data.read import expand, read
 from prefopt.errors import DataError
 from prefopt.evaluate.guard import Training
 from prefopt.evaluate.table import name_of
@@ -33,10 +33,18 @@ def training(models: Sequence[str]) -> Training:
     trails = [found for model in models for found in _sources(Path(model))]
     unknown = [found for found in trails if isinstance(found, str)]
     sources = dict.fromkeys(found for found in trails if isinstance(found, Source))
-    readable = [source for source in sources if all(Path(path).exists() for path in source.paths)]
-    gone = [f"{source.stage}: its data are gone" for source in sources if source not in readable]
+    readable = [there for source in sources if (there := source._replace(paths=tuple(filter(_is_there, source.paths)))).paths]
+    gone = [f"{source.stage}: its data are gone ({path})" for source in sources for path in source.paths if not _is_there(path)]
     files = [path for source in readable for path in source.paths]
     return Training(lambda: _rows(readable), tuple(dict.fromkeys(files)), tuple(dict.fromkeys([*unknown, *gone])))
+
+
+def _is_there(path: str) -> bool:
+    """Whether a file, folder, pattern or hub name that trained a model can still be read, as far as can be told without reading it."""
+    try:
+        return bool(expand(path))
+    except DataError:
+        return False
 
 
 def _rows(sources: Sequence[Source]) -> Iterator[Example | str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import glob
 import gzip
 import hashlib
 import json
 import os
 import platform
 import subprocess
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import prefopt
-from prefopt.errors import TrainingError
+from prefopt.errors import DataError, TrainingError
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "peft", "safetensors", "numpy", "scipy", "pydantic")
 _CHUNK = 1 << 20
@@ -100,12 +102,20 @@ def digest(value: Any) -> str:
 def digest_path(path: str | Path) -> str:
     """SHA-256 of a file's content (unpacked, so that gzip's time stamp does not count) or of a folder's files by name.
 
-    What is not on this disk is a hub name and stands for itself ("hub:org/name").
+    A pattern stands for the files that fit it, "folder:split" for the folder. What is not on this disk is a hub name and stands for
+    itself ("hub:org/name").
+
+    Raises:
+        DataError: a file cannot be read.
     """
-    place = Path(path)
+    place, (name, colon, split) = Path(path), str(path).rpartition(":")
     if place.is_dir():
         return digest({str(file.relative_to(place)): _digest_file(file) for file in _files(place)})
-    return _digest_file(place) if place.is_file() else f"{HUB}{path}"
+    if place.is_file():
+        return _digest_file(place)
+    if glob.has_magic(str(path)):
+        return digest({found: digest_path(found) for found in sorted(glob.glob(str(path)))})
+    return digest([digest_path(name), split]) if colon and Path(name).is_dir() else f"{HUB}{path}"
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -115,13 +125,19 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _digest_file(path: Path) -> str:
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if not packed:
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            if packed:
+                try:
+                    with gzip.open(raw) as unpacked:
+                        return _digest_stream(unpacked)
+                except (gzip.BadGzipFile, EOFError, zlib.error):
+                    raw.seek(0)  # damaged, as whoever reads its rows will say
             return hashlib.file_digest(raw, "sha256").hexdigest()
-        with gzip.open(raw) as unpacked:
-            return _digest_stream(unpacked)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", where=str(path)) from None
 
 
 def _digest_stream(stream: gzip.GzipFile) -> str:

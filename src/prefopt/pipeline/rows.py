@@ -31,7 +31,7 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     half, count = path.with_name(f".{path.name}.part"), 0
     with half.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             count += 1
     os.replace(half, path)
     return count
@@ -50,12 +50,18 @@ def answers(example: Example) -> list[Text]:
 
 
 def ended(example: Example, at: int) -> bool | None:
-    """Whether a completion that `sample` wrote ended by itself; None where the row does not say, as of a ranking, whose order is not the
-    file's.
-    """
-    said = example.meta.get("finished") if len(example.completions) < 2 else None
+    """Whether a completion that `sample` wrote ended by itself; None where the row does not say."""
+    said = example.meta.get("finished")
     told = [said] if isinstance(said, bool) else said if isinstance(said, list) else []
-    return bool(told[at]) if at < len(told) else None
+    if len(told) != len(answers(example)):
+        return None
+    return example.completions[at].ended if len(example.completions) > 1 else bool(told[at])
+
+
+def _all_ended(example: Example) -> Row:
+    """The column `finished` of a row that tells it of its answers."""
+    told = [ended(example, at) for at in range(len(answers(example)))]
+    return {} if None in told else {"finished": told}
 
 
 # --- a policy's completions -------------------------------------------------------------------------------------------
@@ -63,7 +69,7 @@ def ended(example: Example, at: int) -> bool | None:
 
 def sampled(policy: Policy, examples: Sequence[Example], settings: RolloutSettings) -> Iterator[Row]:
     """For each row its prompt, the policy's completions, whether each ended by itself, and the row's own extra columns."""
-    drawn = policy.sample([example.prompt for example in examples], settings)
+    drawn = policy.sample(examples, settings)
     for example, samples in zip(examples, drawn, strict=True):
         yield {
             "prompt": plain(example.prompt),
@@ -74,10 +80,11 @@ def sampled(policy: Policy, examples: Sequence[Example], settings: RolloutSettin
 
 
 def extra(example: Example) -> Row:
-    """What a row carries along: its group, and its extra columns as `meta`."""
+    """What a row carries along: its tools, its group, and its extra columns as `meta`."""
     written = ("completions", "finished", "group", "parts", "notes")
     meta = {name: value for name, value in example.meta.items() if name not in written}
-    return {**({"group": example.group} if example.group else {}), **({"meta": meta} if meta else {})}
+    tools = {"tools": [dict(tool) for tool in example.tools]} if example.tools else {}
+    return {**tools, **({"group": example.group} if example.group else {}), **({"meta": meta} if meta else {})}
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -92,7 +99,7 @@ def scored(
     beta log pi, sums over the completion in nats. A process reward model gives the probability of each step too.
     """
     contents = [answers(example) for example in examples]
-    prompts = [example.prompt for example, row in zip(examples, contents, strict=True) for _ in row]
+    prompts = [example for example, row in zip(examples, contents, strict=True) for _ in row]
     flat = [
         Completion(content=as_answer(example.prompt, content), ended=ended(example, at) is not False)
         for example, row in zip(examples, contents, strict=True)
@@ -109,6 +116,7 @@ def scored(
             "scores": [next(values) for _ in row],
             **({"step_scores": [next(steps)[1] for _ in row]} if by_step else {}),
             **({"ranks": ranks} if ranks and None not in ranks else {}),
+            **_all_ended(example),
             **extra(example),
         }
 
@@ -117,7 +125,7 @@ _Steps = tuple[float, list[float]]
 """The score of an answer and of each of its steps."""
 
 
-def _by_step(model: Any, prompts: Sequence[Text], examples: Sequence[Example], contents: Sequence[Completion]) -> list[_Steps]:
+def _by_step(model: Any, prompts: Sequence[Example], examples: Sequence[Example], contents: Sequence[Completion]) -> list[_Steps]:
     """A process reward model's score of each answer and of its steps; nothing from other models."""
     if not getattr(getattr(model, "reading", None), "solution", ""):
         return []
@@ -136,7 +144,7 @@ def _with_steps(examples: Sequence[Example], contents: Sequence[Completion]) -> 
     ]
 
 
-def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Text], contents: Sequence[Completion]) -> list[float]:
+def _scores(model: Any, reference: Any, beta: float, prompts: Sequence[Example], contents: Sequence[Completion]) -> list[float]:
     if hasattr(model, "score"):
         return list(model.score(prompts, contents))
     values = np.asarray(model.logprobs(prompts, contents))
@@ -171,12 +179,12 @@ def labelled(examples: Iterable[Example], options: LabelOptions, seen: Counter[s
             seen["tie" if label == "tie" else "labelled"] += 1
             if label != "tie" or options.ties == "keep":
                 row = {"prompt": plain(example.prompt), "response_a": a, "response_b": b, "label": label, "votes": votes}
-                yield {**row, **strength, **extra(example)}
+                yield {**row, **_pair_ended(example, a, b), **strength, **extra(example)}
 
 
 def _pairs(example: Example, count: int, rng: np.random.Generator, seen: Counter[str]) -> Iterator[tuple[str, str]]:
     """Up to `count` pairs of different answers, in random order and shown in random order."""
-    texts = [str(answer) for answer in answers(example)]
+    texts = _texts(example)
     if len(texts) < 2:
         raise DataError(
             "a preference needs two answers, the row has one", where=example.where, fix="set rollout.samples=2 in the sample stage"
@@ -188,6 +196,17 @@ def _pairs(example: Example, count: int, rng: np.random.Generator, seen: Counter
     for i in rng.permutation(len(different))[:count]:
         a, b = different[i]
         yield (a, b) if rng.random() < 0.5 else (b, a)
+
+
+def _texts(example: Example) -> list[str]:
+    """The answers of a row as text."""
+    return [answer if isinstance(answer, str) else answer[-1].content for answer in answers(example)]
+
+
+def _pair_ended(example: Example, *pair: str) -> Row:
+    """The column `finished` of a pair of a row's answers, where the row tells it."""
+    told = dict(zip(_texts(example), _all_ended(example).get("finished", ()), strict=False))
+    return {"finished": [told[text] for text in pair]} if told else {}
 
 
 def _votes(example: Example, a: str, b: str, names: Sequence[str], count: int, rng: np.random.Generator) -> list[Row]:

@@ -28,7 +28,7 @@ from prefopt.settings import deciding
 _INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
 _INPUTS |= {"reward": ("model", "function"), "critic": ("path",), "monitor": ("evaluator",)}
 """The settings that name files; among a kind's own options these do."""
-_OPTION_INPUTS = ("baseline", "reference", "members", "policy")
+_OPTION_INPUTS = ("baseline", "reference", "members", "policy", "tasks")
 
 Say = Callable[[str], None]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from prefopt.rollout.constrain import Vocabulary
     from prefopt.rollout.sampler import Sample, Sampler
 
-Prompts = Sequence[str | Sequence[Message | Mapping[str, Any]]]
+Prompts = Sequence[str | Sequence[Message | Mapping[str, Any]] | Example]
+"""Strings (used as they stand), lists of messages (through the chat template), or rows, whose tools go along."""
 MICRO_TOKENS = 8192
 ENSEMBLE = "ensemble.json"
 """The file that makes a folder of reward models one reward model."""
@@ -93,7 +94,7 @@ class LanguageModel:
         if len(prompts) != len(completions):
             raise ModelError(f"{len(prompts)} prompts but {len(completions)} completions", fix="give one completion for each prompt")
         rows = zip(prompts, completions, strict=True)
-        examples = [Example(prompt=as_text(p), completions=(self._completion(c),)) for p, c in rows]
+        examples = [replace(_row(p), completions=(self._completion(c),)) for p, c in rows]
         return list(self.renderer.trees(examples))
 
     def _completion(self, content: Any) -> Completion:
@@ -126,7 +127,7 @@ class Policy(LanguageModel):
         """log pi(completion | prompt) for each row: the sum over its scored tokens, stop token included, in nats.
 
         Args:
-            prompts: strings (used as they stand) or lists of messages (through the chat template).
+            prompts: strings (used as they stand), lists of messages (through the chat template), or rows, whose tools go along.
             completions: one a prompt, of the same form.
 
         Raises:
@@ -173,9 +174,9 @@ class Policy(LanguageModel):
         """Completions with token ids and log-probs."""
         if settings.folder is not None:
             raise OptionError("only training gives a server new weights", where="rollout.folder", fix="leave it out")
-        texts = [as_text(prompt) for prompt in prompts]
-        sampler = self.sampler(settings, chat=not all(isinstance(text, str) for text in texts))
-        return sampler.sample([self.renderer.prompt_ids(text) for text in texts], settings)
+        rows = [_row(prompt) for prompt in prompts]
+        sampler = self.sampler(settings, chat=not all(isinstance(row.prompt, str) for row in rows))
+        return sampler.sample([self.renderer.prompt_ids(row.prompt, row.tools) for row in rows], settings)
 
 
 @dataclass
@@ -305,6 +306,11 @@ def reading_of(config: Any, where: str) -> Reading:
     if found is not None:
         return Reading.from_config(found, where)
     return Reading(outputs=tuple(f"output {i + 1}" for i in range(config.num_labels)) if config.num_labels > 1 else ("score",))
+
+
+def _row(prompt: Any) -> Example:
+    """A prompt with its tools, and nothing else of a row."""
+    return Example(prompt=prompt.prompt, tools=prompt.tools) if isinstance(prompt, Example) else Example(prompt=as_text(prompt))
 
 
 def _sums(model: Any, batch: Batch) -> torch.Tensor:

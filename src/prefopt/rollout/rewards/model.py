@@ -23,7 +23,7 @@ class ModelReward:
 
     def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
         """The score of each answer, its stop token included where it has one."""
-        prompts = [answer.example.prompt for answer in rolled]
+        prompts = [answer.example for answer in rolled]
         answers = [
             Completion(content=as_answer(answer.example.prompt, answer.sample.text), ended=answer.sample.finished) for answer in rolled
         ]
