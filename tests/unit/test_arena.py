@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prefopt.cli import run
+from prefopt.errors import DataError
 from prefopt.evaluate import arena as arenas
 
 STRENGTH = {"strong": 2.0, "middling": 0.05, "also middling": 0.0, "<script>weak</script>": -2.0}
@@ -71,6 +72,51 @@ def test_a_round_robin_of_scored_answers(tmp_path: Path) -> None:
     found = arenas.rate(arenas.read(files), ties="half", ridge=0.0, draws=100, confidence=0.95, seed=0)
     assert found.battles == 100 + 60 + 60
     assert found.standings[0].model == "good"
+
+
+def scored(path: Path, scores: dict[str, float], **more: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write(path, [{"prompt": p, "completions": ["."], "scores": [score], **more} for p, score in scores.items()])
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["qwen2.5-7b.jsonl", "qwen2.5-14b.jsonl"], ["qwen2.5-7b", "qwen2.5-14b"]),
+        (["a/score/scores.jsonl", "b/score/scores.jsonl", "c.json"], ["a/score/scores", "b/score/scores", "c"]),
+        (["a/x.jsonl", "a/x-1.0", "b/x.NDJSON"], ["a/x", "x-1.0", "b/x"]),
+    ],
+)
+def test_files_are_models_of_their_own(files: list[str], names: list[str], tmp_path: Path) -> None:
+    places = [scored(tmp_path / name, {"p": float(i)}) for i, name in enumerate(files)]
+    battles = arenas.read(places)
+    assert {battle.a for battle in battles} | {battle.b for battle in battles} == set(names)
+    assert len(battles) == len(files) * (len(files) - 1) // 2
+    pair = next(battle for battle in battles if {battle.a, battle.b} == set(names[:2]))
+    assert pair.score == float(pair.a == names[1])
+
+
+def test_files_that_no_folder_tells_apart_need_a_model_in_their_rows(tmp_path: Path) -> None:
+    places = [scored(tmp_path / name, {"p": 1.0}) for name in ("x.jsonl", "x.json")]
+    with pytest.raises(DataError, match=r"x.jsonl:1: another file has the same name"):
+        arenas.read(places)
+    scored(places[0], {"p": 1.0}, model="one")
+    scored(places[1], {"p": 2.0}, model="two")
+    assert arenas.read(places) == [arenas.Battle("one", "two", 0.0, "p")]
+
+
+def test_answers_to_a_prompt_in_several_rows_are_averaged(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "completions": ["."], "scores": scores} for scores in ([9.0, 0.0, 0.0], [1.0])]
+    one, other = write(tmp_path / "one.jsonl", rows), scored(tmp_path / "other.jsonl", {"p": 2.0})
+    assert arenas.read([one, other]) == [arenas.Battle("one", "other", 1.0, "p")]
+
+
+def test_tie_models_refuse_results_on_a_ladder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"model_a": "x", "model_b": "y", "winner": winner} for winner in ["a"] * 5 + ["tie"] * 3]
+    place = write(tmp_path / "b.jsonl", rows)
+    assert run(["arena", str(place), "--ties", "davidson", "--draws", "100"]) == 2
+    assert "no win goes against the others" in capsys.readouterr().err
+    assert run(["arena", str(place), "--ties", "davidson", "--draws", "100", "--ridge", "0.01"]) == 0
 
 
 @pytest.mark.parametrize("ties", ["half", "davidson", "rao_kupper"])

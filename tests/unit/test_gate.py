@@ -121,6 +121,22 @@ def test_equal_answers_prove_little_when_they_are_few() -> None:
     assert decided(shares("refusal", [1.0] * 100, [1.0] * 100), safe).verdict == "PASS"
 
 
+def test_the_needed_size_of_equal_answers_counts_observations_not_prompts() -> None:
+    safe = GateRule(metric="refusal", compare="difference", at_least=-0.05)
+
+    def found(prompts: int, samples: int) -> Outcome:
+        apart = clustered_mean(np.zeros(prompts * samples), [i // samples for i in range(prompts * samples)])
+        rows = shares("refusal", [1.0] * 8, [1.0] * 8)[:2]
+        return decided([*rows, figure("refusal", apart, model="dpo", difference_from="sft", **HASHES)], safe)
+
+    needed = {samples: found(40, samples).findings[0].needed for samples in (1, 4)}
+    assert needed[1] is not None
+    assert needed[4] is not None
+    assert needed[4] == pytest.approx(4 * needed[1], abs=4)
+    assert found(math.ceil(needed[4] / 4), 4).verdict == "PASS"
+    assert found(needed[4] // 4 - 1, 4).verdict == "INCONCLUSIVE"
+
+
 def test_too_few_or_no_interval_is_inconclusive_and_says_so() -> None:
     few = decided([wins(20, 0)], BETTER).findings[0]
     assert (few.status, few.needed) == ("INCONCLUSIVE", 30)
@@ -155,6 +171,28 @@ def test_mismatches_are_refused() -> None:
         decided([rows[0], elsewhere], difference)
     with pytest.raises(DataError, match="no baseline"):
         judge([Placed(difference, "a")], GateSettings(), [Evidence("e", "dpo", "", rows)])
+
+
+def words(part: str, baseline: str, paired: bool) -> list[Figure]:
+    """The length of answers of one model, and of a baseline that an evaluation is about."""
+    own = figure("length_words", clustered_mean([20.0, 30.0] * 50), model="dpo", slice=part, model_sha256="aa", data_sha256="dd")
+    other = figure("length_words", clustered_mean([21.0, 29.0] * 50), model="sft", slice=part, model_sha256=baseline, data_sha256="dd")
+    hashes = {**HASHES, "baseline_sha256": baseline}
+    apart = figure("length_words", clustered_mean([-1.0, 1.0] * 50), model="dpo", slice=part, difference_from="sft", **hashes)
+    return [own, other, *([apart] if paired else [])]
+
+
+@pytest.mark.parametrize("compare", ["ratio", "difference"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_one_gate_has_one_baseline_however_it_is_compared(compare: Any, paired: bool) -> None:
+    rules = [Placed(GateRule(metric="length_words", slice=part, compare=compare, at_most=1.25), part) for part in ("one", "two")]
+    for second, same in (("bb", True), ("cc", False)):
+        evidence = [Evidence(part, "dpo", "sft", words(part, sha, paired)) for part, sha in (("one", "bb"), ("two", second))]
+        if same:
+            assert len(judge(rules, GateSettings(), evidence).findings) == 2
+        else:
+            with pytest.raises(DataError, match="different baselines"):
+                judge(rules, GateSettings(), evidence)
 
 
 @pytest.mark.parametrize(

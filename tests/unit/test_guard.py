@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from prefopt.errors import DataError
 from prefopt.evaluate import guard, suites
+from prefopt.evaluate.bench import Bench
 from prefopt.evaluate.guard import Seen, Training
 from prefopt.pipeline.lineage import training
+from prefopt.settings import JudgeSettings
 from prefopt.types import Completion, Example, Message
 from tests.benches import Scripted, bench_of
 
@@ -85,6 +88,35 @@ def test_rows_that_were_seen_can_be_left_out_or_kept_openly(choice: str, left: i
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["n"] == left
     assert sum(value for name, value in found.items() if name.startswith("rows_seen_in_training")) == 6
+
+
+def test_a_default_leaves_out_a_suite_whose_rows_were_all_dropped(tmp_path: Path) -> None:
+    rows = [row(f"question {i}", f"eval.jsonl:{i}") for i in range(3)]
+    pair = row("question 9", "pairs.jsonl:1", completions=(Completion(content="a", rank=0), Completion(content="b", rank=1)))
+    trained = Training(lambda: [pair], ("train.jsonl",))
+    said: list[str] = []
+
+    def bench() -> Bench:
+        trees = [SimpleNamespace(where=pair.where)]
+        return bench_of(tmp_path, Scripted("a", ["x"] * 4), rows=[*rows, pair], trees=trees, training=trained, seen="drop")
+
+    whole = bench()
+    whole.say = said.append
+    suites.run("default", whole)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["suites"] == ["shift"]
+    assert "pairs (needs rows with a preference" in said[0]
+    assert "1 of 4 rows were seen in training and are left out" in said[0]
+    with pytest.raises(DataError, match=r"'pairs' needs rows with a preference .*; 1 of 4 rows were seen in training"):
+        suites.run("pairs", bench())
+
+
+@pytest.mark.parametrize("suite", ["default", "shift", "preference", "pairs"])
+def test_rows_that_were_all_dropped_are_the_reason(suite: str, tmp_path: Path) -> None:
+    rows = [row(f"question {i}", f"eval.jsonl:{i}") for i in range(8)]
+    trained, judge = Training(lambda: rows, ("train.jsonl",)), JudgeSettings(by="labels")
+    bench = bench_of(tmp_path, Scripted("a", ["x"] * 8), Scripted("b", ["y"] * 8), rows=rows, training=trained, seen="drop", judge=judge)
+    with pytest.raises(DataError, match="all 8 rows were seen in training"):
+        suites.run(suite, bench)
 
 
 # --- the trail --------------------------------------------------------------------------------------------------------

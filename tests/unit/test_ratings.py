@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from prefopt.stats import bradley_terry, davidson, elo, elo_draws, plackett_luce, rao_kupper
+from prefopt.stats.ratings import _ladder
 
 MODELS = {"half": bradley_terry, "davidson": davidson, "rao_kupper": rao_kupper}
 WINS = [(0, 1)] * 6 + [(1, 0)] * 3 + [(1, 2)] * 5 + [(2, 1)] * 2 + [(0, 2)] * 4 + [(2, 0)] * 3
@@ -143,9 +145,68 @@ def test_an_undefeated_item_is_named_and_a_ridge_helps() -> None:
 
 def test_a_tie_links_items_as_a_loss_does() -> None:
     assert np.isfinite(bradley_terry([(0, 1)], 2, ties=[(0, 1)]).theta).all()
-    assert np.isfinite(davidson([(0, 1)], 2, ties=[(0, 1)]).theta).all()
+    for model in (davidson, rao_kupper):
+        assert np.isfinite(model([(0, 1), (1, 2), (0, 2)], 3, ties=[(0, 2)]).theta).all()  # 0 is two wins above 2, and still they tied
     with pytest.raises(ValueError, match="every comparison is a tie"):
         davidson([], 2, ties=[(0, 1)])
+
+
+LADDERS = [
+    ([(0, 1)], [(0, 1)], 2),
+    ([(0, 1)] * 5, [(0, 1)] * 3, 2),
+    ([(0, 1), (2, 3)], [(0, 2), (1, 3), (0, 3)], 4),
+    ([(0, 1), (1, 2)], [(0, 1), (1, 2)], 3),
+]
+
+
+@pytest.mark.parametrize("fit", [davidson, rao_kupper])
+@pytest.mark.parametrize(("won", "tied", "n"), LADDERS)
+def test_results_on_a_ladder_have_no_finite_ratings_in_the_tie_models(fit: Any, won: Any, tied: Any, n: int) -> None:
+    with pytest.raises(ValueError, match=r"no win goes against the others.*ridge"):
+        fit(won, n, ties=tied)
+    assert np.abs(fit(won, n, ties=tied, ridge=0.01).theta).max() < 20
+    assert np.isfinite(bradley_terry(won, n, ties=tied).theta).all()
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=200, deadline=None)
+def test_a_ladder_is_what_linear_programming_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, chance = int(rng.integers(2, 6)), rng.random(2) * 0.8
+    wins, ties = np.triu(rng.random((n, n)) < chance[0], 1).astype(float), np.triu(rng.random((n, n)) < chance[1], 1).astype(float)
+    order = rng.permutation(n)
+    wins, ties = wins[np.ix_(order, order)], ties + ties.T
+    if rng.random() < 0.5:
+        i, j = order[:2]
+        wins[j, i] = 1.0
+    step = np.eye(n)
+    rows = [step[j] - step[i] for i, j in np.argwhere(wins)], [step[i] - step[j] for i, j in np.argwhere(ties)]
+    above, below = np.array([*rows[0], *rows[1]]).reshape(-1, n), [-1.0] * len(rows[0]) + [1.0] * len(rows[1])
+    found = optimize.linprog(np.zeros(n), A_ub=above, b_ub=below, bounds=[(None, None)] * n).status == 0 if below else True
+    assert _ladder(wins, ties) == found
+
+
+@pytest.mark.parametrize(("model", "share"), [("davidson", 0.5), ("rao_kupper", 1.0)])
+def test_the_likelihood_on_a_ladder_grows_without_end(model: str, share: float) -> None:
+    told = [probabilities(model, step, math.exp(share * step)) for step in (1.0, 3.0, 6.0, 12.0)]
+    grown = [5 * math.log(win) + 3 * math.log(tie) for win, tie, _ in told]
+    assert all(a < b for a, b in itertools.pairwise(grown))
+
+
+@pytest.mark.parametrize("fit", [davidson, rao_kupper])
+def test_resamples_on_a_ladder_are_counted_and_a_ridge_stands_in(fit: Any) -> None:
+    won, tied = [(0, 1)] * 5 + [(1, 0)], [(0, 1)] * 3
+    found = fit(won, 2, ties=tied, draws=400, rng=np.random.default_rng(0))
+    assert found.not_finite / 400 == pytest.approx((8 / 9) ** 9 + (4 / 9) ** 9, abs=0.07)  # without the upset, or without the wins
+    assert np.abs(found.draws).max() < 20
+
+
+@pytest.mark.parametrize("fit", [davidson, rao_kupper])
+@pytest.mark.parametrize("ridge", [0.0, 0.1])
+def test_resamples_of_ties_alone_tell_nobody_apart(fit: Any, ridge: float) -> None:
+    found = fit([(0, 1), (1, 0)], 2, ties=[(0, 1)] * 4, ridge=ridge, draws=300, rng=np.random.default_rng(0))
+    assert (found.draws == 0).all(axis=1).sum() >= 300 * (4 / 6) ** 6 / 2
+    assert np.isfinite(found.draws).all()
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,32 @@ def test_accuracy_on_pairs(tmp_path: Path) -> None:
     assert "−0.80" in page.said
 
 
+@pytest.mark.parametrize("unit", ["answer", "step"])
+@pytest.mark.parametrize(
+    ("value", "tone", "words"),
+    [
+        (0.91, "better", "tells right from wrong in 91%"),
+        (0.81, "open", "is not clearly better than the commoner label alone: right in 81%"),
+        (0.7, "worse", "is right less often than the commoner label alone: in 70%"),
+    ],
+)
+def test_accuracy_on_answers_and_steps(value: float, tone: str, words: str, unit: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    rows = [figure("accuracy", value, 0.03, model="rm", n=1000), figure("commoner_label", 0.8, 0.03, model="rm", n=1000)]
+    write_json(run / "evaluation.json", {"suite": "reward model", "model": "rm", "n": 1000, "reads": "reward", "unit": unit, "rows": rows})
+    bins = [{"said": p, "happened": p, "low": p - 0.05, "high": p + 0.05, "n": 9} for p in (0.25, 0.75)]
+    write_json(run / "calibration.json", {"curves": {"after": bins}, "unit": unit})
+    found, text = told(run)
+    assert found == tone
+    assert text.startswith(f"rm {words} of 1,000 held-out {unit}s.")
+    assert "Calling all of them by the commoner label would be right in 80%" in text
+    page, _ = page_of(run)
+    assert f"Accuracy on held-out {unit}s" in page.said
+    assert "the commoner label" in page.said
+    assert not re.search(r"\bpairs?\b|longer answer", page.said)
+    assert f"Accuracy on held-out {unit}s" in draw(run, tmp_path / "p.svg").read_text()
+
+
 def test_dots_lie_where_the_figures_are(full: Path) -> None:
     stage = folder.read(full).last("evaluation")
     assert stage is not None
@@ -400,6 +426,19 @@ def test_the_gates_verdict_is_at_the_top(moved: str, stale: bool, tmp_path: Path
     assert "sft: no record" in page.said
     assert ("run the gate again" in page.said) == stale
     assert "<script>" not in text
+
+
+@pytest.mark.parametrize(("own", "shown"), [("2026-08-03T10:00:00+00:00", "PASS"), ("2026-08-01T10:00:00+00:00", "FAIL")])
+def test_the_latest_verdict_is_shown(own: str, shown: str, tmp_path: Path) -> None:
+    """Of `prefopt gate RUN` and of the run's gate stages."""
+    run = write_run(tmp_path / "gated")
+    for name, decided in (("gate", "2026-08-02T10:00:00+00:00"), ("before", "2026-07-02T10:00:00+00:00")):
+        stage = write_stage(run, {"kind": "gate", "name": name})
+        write_json(stage / "gate.json", {"verdict": "FAIL" if name == "gate" else "INCONCLUSIVE", "decided": decided})
+    write_json(run / "gate.json", {"verdict": "PASS", "decided": own})
+    found = folder.read(run)
+    assert found.gate["verdict"] == shown
+    assert found.judged_in == (run if shown == "PASS" else run / "gate")
 
 
 # --- one figure against another ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from prefopt.errors import DataError
-from prefopt.evaluate import capability, judges, refusal, rewardbench2, robustness, suites, weighted
+from prefopt.evaluate import capability, guardrail, judges, refusal, rewardbench2, robustness, suites, weighted
 from prefopt.evaluate.bench import Answers
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, Message
@@ -343,6 +343,11 @@ def test_a_threshold_is_chosen_on_one_half_and_measured_on_the_other(tmp_path: P
     assert 100 < found["false_negative_rate", "guard", "all", ""]["n"] < 200
     with pytest.raises(DataError, match="some are harmful and some harmless"):
         suites.run("guardrail", bench_of(tmp_path, Scorer(), rows=asked(9, "safe")))
+
+
+@pytest.mark.parametrize(("label", "harm"), [(0.2, False), (0.5, False), (0.8, True), (True, True), (False, False)])
+def test_a_soft_label_is_harm_above_one_half(label: bool | float, harm: bool) -> None:
+    assert guardrail._harmful(Example(prompt="p", completions=(Completion(content="Yes.", label=label),), where="x:1"), "auto") == harm
 
 
 def test_a_reward_model_judges_a_cut_answer_as_cut(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ import gzip
 import html
 import json
 import math
+import os
+import re
+from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ from prefopt.stats.intervals import Floats, Interval
 from prefopt.stats.ratings import Ratings, bradley_terry, check_connected, davidson, rao_kupper
 
 _ELO = 400 / math.log(10)
+_SUFFIX = re.compile(r"(\.(jsonl|ndjson|json))?(\.gz)?$", re.IGNORECASE)
 MODELS = {"half": bradley_terry, "davidson": davidson, "rao_kupper": rao_kupper}
 """How ties are read -> the rating model."""
 
@@ -141,26 +145,41 @@ def read(paths: Sequence[Path]) -> list[Battle]:
     """Battles of files of battles, and of every two files of scored answers on the prompts they share.
 
     A battle row has model_a, model_b, winner (a, b, tie, model_a, model_b, tie (bothbad), or 1, 0, 0.5), and may have prompt. A row of
-    scored answers (`prefopt score`) has prompt, completions and scores; its model is the row's `model`, or the file's name. Several scores
-    of a prompt are averaged.
+    scored answers (`prefopt score`) has prompt, completions and scores; its model is the row's `model`, or the file's name
+    without its suffixes, with its folders where files of one name are given. Several scores of a prompt are averaged.
 
     Raises:
-        DataError: a file or row that cannot be read, with its place.
+        DataError: a file or row that cannot be read, with its place, or whose model has no name of its own.
     """
     battles: list[Battle] = []
-    scores: dict[str, dict[str, float]] = {}
-    for path in paths:
+    scores: dict[str, dict[str, list[float]]] = {}
+    for path, name in zip(paths, _names(paths), strict=True):
         for number, row in enumerate(_rows(path), 1):
             where = f"{path}:{number}"
             if isinstance(row, Mapping) and {"model_a", "model_b"} <= row.keys():
                 battles.append(_battle(row, where))
             elif isinstance(row, Mapping) and {"prompt", "scores"} <= row.keys():
-                model = str(row.get("model") or path.name.split(".")[0])
-                scores.setdefault(model, {})[_key(row["prompt"])] = _score(row["scores"], where)
+                model = str(row.get("model") or name)
+                if not model:
+                    fix = "give each file once and under a name of its own, or say the `model` in each row"
+                    raise DataError("another file has the same name, which is what its model would be called", where=where, fix=fix)
+                scores.setdefault(model, {}).setdefault(_key(row["prompt"]), []).extend(_scores(row["scores"], where))
             else:
                 what = "neither a battle (model_a, model_b, winner) nor scored answers (prompt, completions, scores)"
                 raise DataError(what, where=where, fix="see docs/arena.md")
-    return battles + list(_round_robin(scores))
+    means = {model: {prompt: float(np.mean(given)) for prompt, given in found.items()} for model, found in scores.items()}
+    return battles + list(_round_robin(means))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What the model of each file is called: the file's name without its suffixes, after as many folders as tell it from the others.
+
+    Files that no folder tells apart have none.
+    """
+    parts = [(*Path(os.path.abspath(path)).parts[1:-1], _SUFFIX.sub("", path.name)) for path in paths]
+    ends = [[own[-k:] for k in range(1, len(own) + 1)] for own in parts]
+    count = Counter(end for own in ends for end in own)
+    return ["/".join(next((end for end in own if count[end] == 1), ())) for own in ends]
 
 
 def _rows(path: Path) -> Iterator[Any]:
@@ -194,11 +213,11 @@ def _battle(row: Mapping[str, Any], where: str) -> Battle:
     return Battle(a, b, score, "" if row.get("prompt") is None else _key(row["prompt"]))
 
 
-def _score(found: Any, where: str) -> float:
-    numbers = [x for x in found if isinstance(x, int | float) and math.isfinite(x)] if isinstance(found, list) else []
+def _scores(found: Any, where: str) -> list[float]:
+    numbers: list[float] = [x for x in found if isinstance(x, int | float) and math.isfinite(x)] if isinstance(found, list) else []
     if not numbers or len(numbers) < len(found):
         raise DataError("scores are a list of finite numbers, one or more", where=where, fix="write them with `prefopt score`")
-    return float(np.mean(numbers))
+    return numbers
 
 
 def _key(prompt: Any) -> str:

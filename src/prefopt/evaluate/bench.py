@@ -103,7 +103,7 @@ class Bench:
         tasks: of lm-eval, by name or YAML file. shots: examples shown before each of their items; the task's own number where None.
         formats: other tools' files to write beside.
         out: the stage's folder. say: is given lines for the user. data_sha256: of the files.
-        training: what the models were trained on. seen: what happens to rows of it.
+        training: what the models were trained on. seen: what happens to rows of it. dropped: how many were left out.
         open: opens a further model by its path.
     """
 
@@ -124,6 +124,7 @@ class Bench:
     data_sha256: str = ""
     training: Training = field(default_factory=Training)
     seen: str = "error"
+    dropped: int = 0
     open: Callable[[str], Any] = lambda path: None
     drawn: dict[Hashable, list[Sample]] = field(default_factory=dict)
 
@@ -193,7 +194,7 @@ class Bench:
         if self.seen == "drop":
             places = {hit.where for hit in found}
             self.trees = [tree for tree in self.trees if tree.where not in places]
-            self.rows = [row for row in self.rows if row.where not in places]
+            self.rows, self.dropped = [row for row in self.rows if row.where not in places], len(found)
         return {**notes, guard.DROPPED if self.seen == "drop" else guard.KEPT: len(found)}
 
     @cached_property

@@ -182,12 +182,15 @@ def _finding(rule: GateRule, found: _Measured | None, settings: GateSettings, p:
 
 
 def _needed(found: _Measured, alpha: float, power: float) -> int | None:
-    """Observations at which a figure like this one would be told from its bound: n ((z_alpha + z_power) error / gap)²."""
+    """Observations at which a figure like this one would be told from its bound: n ((z_alpha + z_power) error / gap)².
+
+    Where all are alike (error 0) the chance (1 - gap)^G is brought to alpha; its G clusters are each as large as they are here.
+    """
     gap, error, n = abs(found.tested.value - found.bound), bound_error(found.tested, found.bound), found.estimate.n
     if not math.isfinite(error) or gap == 0:
         return None
     if error == 0:
-        size = math.log(alpha) / math.log1p(-min(gap, 1 - 1e-9))
+        size = math.log(alpha) / math.log1p(-min(gap, 1 - 1e-9)) * n / min(found.tested.df + 1, n)
     else:
         size = n * (float(stats.norm.ppf(1 - alpha) + stats.norm.ppf(power)) * error / gap) ** 2
     return max(n + 1, math.ceil(size)) if size <= MOST else None
@@ -276,13 +279,19 @@ def _combined(own: Figure, other: Figure, factor: float, paired: Figure | None) 
 
 def _same_subjects(rules: Sequence[Placed], measured: Sequence[_Measured | None]) -> None:
     """One gate judges one model against one baseline."""
-    for what, attribute in (("models", "model_sha256"), ("baselines", "baseline_sha256")):
+    for what, hash_of in (("models", lambda rows: rows[0].model_sha256), ("baselines", _baseline_hash)):
         seen: dict[str, str] = {}
         for placed, found in zip(rules, measured, strict=True):
-            for row in found.rows[:1] if found else ():
-                if getattr(row, attribute):
-                    seen.setdefault(getattr(row, attribute), placed.where)
+            digest = hash_of(found.rows) if found else ""
+            if digest:
+                seen.setdefault(digest, placed.where)
         if len(seen) > 1:
             first, second = list(seen.values())[:2]
             fix = "name the evaluate stage with `stage:` in each rule, or evaluate against one baseline"
             raise DataError(f"the rules are about different {what} (see also {first})", where=second, fix=fix)
+
+
+def _baseline_hash(rows: Sequence[Figure]) -> str:
+    """Of the model that the first row's is compared with: as a comparison tells it, or the other model's own row; "" without one."""
+    other = (row.baseline_sha256 or (row.model_sha256 if row.model != rows[0].model else "") for row in rows)
+    return next((digest for digest in other if digest), "")

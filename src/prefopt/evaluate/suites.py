@@ -64,7 +64,9 @@ def run(names: str | Sequence[str], bench: Bench) -> str:
         DataError: rows that a suite cannot use, or that the model was trained on.
     """
     asked = [names] if isinstance(names, str) else list(names)
-    names, notes = chosen(asked, bench), bench.guard()
+    _known(asked, bench)
+    notes = bench.guard()
+    names = chosen(asked, bench)
     found = {name: SUITES[name].run(bench) for name in names}
     figures = _once(f for findings in found.values() for f in findings.figures)
     notes |= {name: value for findings in found.values() for name, value in findings.notes.items()}
@@ -83,25 +85,47 @@ def run(names: str | Sequence[str], bench: Bench) -> str:
     return "; ".join(findings.told for findings in found.values() if findings.told)
 
 
-def chosen(asked: Sequence[str], bench: Bench) -> list[str]:
-    """The suites that run, in the order of the table; what a group leaves out is said."""
+def _known(asked: Sequence[str], bench: Bench) -> None:
+    """Whether there are such suites, and one for the tasks."""
     for name in asked:
         if name not in SUITES and name not in GROUPS:
             raise OptionError(f"no suite is called '{name}'", where="suite", fix=did_you_mean(name, [*SUITES, *GROUPS]))
-    grouped = [name for group in asked if group in GROUPS for name in GROUPS[group] if name != "lm_eval" or bench.tasks]
-    if bench.tasks and "lm_eval" not in (*asked, *grouped):
+    if bench.tasks and not any("lm_eval" in GROUPS.get(name, (name,)) for name in asked):
         raise OptionError("only the suite lm_eval reads tasks", where="tasks", fix="add suite=lm_eval, or leave tasks out")
-    lacking = {name: SUITES[name].lacks(bench) for name in (*asked, *grouped) if name in SUITES}
+
+
+def chosen(asked: Sequence[str], bench: Bench) -> list[str]:
+    """The suites that run on the rows that are left, in the order of the table; what a group leaves out is said."""
+    grouped = [name for group in asked if group in GROUPS for name in GROUPS[group] if name != "lm_eval" or bench.tasks]
+    empty = bench.dropped and not bench.rows
+    wanted = [name for name in (*asked, *grouped) if name in SUITES]
+    lacking = {name: "rows" if empty and name != "lm_eval" else SUITES[name].lacks(bench) for name in wanted}
     for name in asked:
         if lacking.get(name):
-            raise DataError(f"the suite '{name}' needs {lacking[name]}", where=_paths(bench), fix="see docs/evaluation.md")
+            raise _cannot(bench, f"the suite '{name}' needs {lacking[name]}", "see docs/evaluation.md")
     left_out = [f"{name} (needs {lacking[name]})" for name in dict.fromkeys(grouped) if lacking[name]]
     if left_out:
-        bench.say(f"  left out: {'; '.join(left_out)}")
+        bench.say(f"  left out: {'; '.join([*left_out, *_dropped(bench)])}")
     running = [name for name in SUITES if name in lacking and not lacking[name]]
     if not running:
-        raise DataError("no suite fits these models and rows", where=_paths(bench), fix=f"left out: {'; '.join(left_out)}")
+        raise _cannot(bench, "no suite fits these models and rows", f"left out: {'; '.join(left_out)}")
     return running
+
+
+def _cannot(bench: Bench, what: str, fix: str) -> DataError:
+    """Why nothing runs: for want of what, or because rows were seen in training."""
+    for seen in _dropped(bench):
+        what, fix = f"{what}; {seen}" if bench.rows else seen, "evaluate on other rows, or accept these with seen=keep"
+    return DataError(what, where=_paths(bench), fix=fix)
+
+
+def _dropped(bench: Bench) -> list[str]:
+    """What was left out before, if anything was."""
+    if not bench.dropped:
+        return []
+    if not bench.rows:
+        return [f"all {bench.dropped} rows were seen in training"]
+    return [f"{bench.dropped} of {bench.dropped + len(bench.rows)} rows were seen in training and are left out"]
 
 
 def _paths(bench: Bench) -> str:

@@ -44,6 +44,12 @@ class Evidence:
     n: int
     figures: tuple[Figure, ...]
 
+    @property
+    def unit(self) -> str:
+        """What one judgement of a reward model is about: a pair, an answer or a step."""
+        unit = self.stage.evaluation.get("unit")
+        return str(unit) if unit in ("answer", "step") else "pair"
+
     def get(self, metric: str, slice: str = "all", *, model: str = "", less: str = "") -> Figure | None:
         """A figure of the model (or of another one); with `less` its difference from that model's."""
         wanted = (metric, slice, model or self.model, less)
@@ -146,6 +152,10 @@ _ACCURACY = (
     "Share of held-out pairs in which the model scores the preferred answer higher. The hollow dot is what choosing the longer answer "
     "would get; the line is chance."
 )
+_RIGHT = (
+    "Share of held-out {unit}s that the model calls right or wrong as the data do (labels cut at one half). The hollow dot is what calling "
+    "all of them by the commoner label would get; the line is one half."
+)
 
 
 def plots(found: Evidence) -> list[DotPlot]:
@@ -195,9 +205,11 @@ def _pair(found: Evidence) -> list[Who]:
 
 
 def _accuracies(found: Evidence) -> DotPlot:
-    longer = Who("before", "the longer answer", found.model, "longer_is_chosen")
-    who = [longer, Who("after", found.model, found.model)]
-    return _by_slice(found, "Accuracy on held-out pairs", "share of pairs", _ACCURACY, "accuracy", who, percent, shares=True)
+    pairs, unit = found.unit == "pair", f"{found.unit}s"
+    without = ("the longer answer", found.model, "longer_is_chosen") if pairs else ("the commoner label", found.model, "commoner_label")
+    who = [Who("before", *without), Who("after", found.model, found.model)]
+    caption = _ACCURACY if pairs else _RIGHT.format(unit=found.unit)
+    return _by_slice(found, f"Accuracy on held-out {unit}", f"share of {unit}", caption, "accuracy", who, percent, shares=True)
 
 
 def _wins(found: Evidence, title: str, caption: str) -> DotPlot:
@@ -228,10 +240,8 @@ def _by_slice(
     figures = [[(w, f) for w in who if (f := found.get(w.metric or metric, name, model=w.model))] for name in names]
     kept = [(name, row) for name, row in zip(names, figures, strict=True) if row]
     axis = _PERCENT if shares else spanning(_ends(row for _, row in kept), include=include)
-    rows = [
-        DotRow(f"all {'pairs' if metric == 'accuracy' else 'requests'}" if name == "all" else name, _dots(row, axis, write), _n(row))
-        for name, row in kept
-    ]
+    whole = f"all {found.unit}s" if metric == "accuracy" else "all requests"
+    rows = [DotRow(whole if name == "all" else name, _dots(row, axis, write), _n(row)) for name, row in kept]
     return _plot(title, unit, caption, rows, axis, write, 0.5 if shares else None)
 
 

@@ -65,7 +65,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run folder: its stages in the order they were run, the report's own left out, and the gate's verdict where there is one."""
+    """A run folder: its stages in the order they were run, the report's own left out, and the gate's latest verdict where there is one."""
 
     folder: Path
     stages: tuple[Stage, ...]
@@ -99,8 +99,9 @@ def read(folder: Path) -> Run:
     if not stages:
         what = "holds no stage of a run (no record.json, metrics.jsonl or evaluation.json)"
         raise DataError(what, where=str(folder), fix="give the folder that `prefopt run` or `prefopt train` wrote (--out)")
-    gates = [(found, place) for place in (folder, *(stage.folder for stage in stages)) if (found := _json(place / "gate.json"))]
-    gate, judged_in = gates[-1] if gates else ({}, folder)
+    places = (folder, *(stage.folder for stage in reversed(stages)))
+    gates = [(found, place) for place in places if (found := _json(place / "gate.json"))]
+    gate, judged_in = max(gates, key=lambda each: str(each[0].get("decided", "")), default=({}, folder))
     return Run(folder=folder, stages=stages, recipe=recipe, gate=gate, judged_in=judged_in)
 
 

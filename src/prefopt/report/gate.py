@@ -36,7 +36,7 @@ class Gate(NamedTuple):
 
 
 def gate(run: Run, changed: Changed) -> Gate | None:
-    """The last gate.json of a run; None where there is none that can be read."""
+    """The gate.json of a run that was decided last; None where there is none that can be read."""
     verdict = str(run.gate.get("verdict") or "")
     if not verdict:
         return None

@@ -12,7 +12,7 @@ from prefopt.report.charts import DotPlot, DotRow, Panel
 from prefopt.report.folder import Run, read
 from prefopt.report.page import environment
 
-SHOWN = ("Gold reward", "Gold win rate", "Win rate", "Accuracy on held-out pairs")
+SHOWN = ("Gold reward", "Gold win rate", "Win rate", *(f"Accuracy on held-out {unit}s" for unit in ("pair", "answer", "step")))
 """The plots whose first line is worth a block, at most two of them."""
 CURVES = ("Log-probs of answers", "Margin", "Accuracy", "Loss")
 """Which chart is shown: the first of these that a stage has, of the last such stage."""

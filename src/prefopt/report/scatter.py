@@ -142,6 +142,10 @@ _RELIABILITY = (
     "Of the judgements the model was so sure of, how many people shared (pairs in both orders, so the picture is symmetric). On the line "
     "what is said comes true; flatter means too sure."
 )
+_CHANCES = (
+    "Of the {unit}s the model gave such a chance of being right, how many were. On the line what is said comes true; flatter means too "
+    "sure."
+)
 
 
 def frontier(evaluations: Sequence[Evidence]) -> Scatter | None:
@@ -213,10 +217,12 @@ def calibration(found: Evidence) -> Scatter | None:
     after, before = (_bins(curves.get(name), "said", "happened") for name in ("after", "before"))
     if len(after) < 2:
         return None
-    square, caption = Range(0.0, 1.0), f"{_RELIABILITY} Bars are 95% intervals."
+    unit = found.stage.calibration.get("unit")
+    words = _CHANCES.format(unit=unit) if unit in ("answer", "step") else _RELIABILITY
+    square, caption = Range(0.0, 1.0), f"{words} Bars are 95% intervals."
     points = [_bin(b, "said {}: true of {} of {}") for b in after]
     was = [Course([b[:2] for b in before], "as trained", "best")] if len(before) > 1 else []
-    titles = ("said", f"share of {found.stage.calibration.get('unit') or 'judgement'}s")
+    titles = ("said", f"share of {unit or 'judgement'}s")
     return scatter("Calibration", caption, points, (square, square), titles, diagonal=True, courses=was)
 
 

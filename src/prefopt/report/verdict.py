@@ -44,7 +44,7 @@ def _of(found: Evidence) -> Verdict:
     """What one evaluation shows."""
     if found.gain("gold") or found.get("win_rate"):
         return _compared(found)
-    return _pairs(found) if found.get("accuracy") else _alone(found)
+    return _judging(found) if found.get("accuracy") else _alone(found)
 
 
 def _unevaluated(run: Run) -> Verdict:
@@ -173,20 +173,32 @@ def _alone(found: Evidence) -> Verdict:
     )
 
 
-def _pairs(found: Evidence) -> Verdict:
-    accuracy, longer = found.get("accuracy"), found.get("longer_is_chosen")
+_PREFERS = {
+    "better": "prefers the better answer in",
+    "worse": "prefers the worse answer more often than not: it is right in",
+    "open": "is not clearly better than chance: right in",
+}
+_CALLS = {
+    "better": "tells right from wrong in",
+    "worse": "is right less often than the commoner label alone: in",
+    "open": "is not clearly better than the commoner label alone: right in",
+}
+"""What accuracy on pairs, and on answers or steps, comes to."""
+
+
+def _judging(found: Evidence) -> Verdict:
+    """Accuracy on pairs against chance; on answers and steps against the commoner label, which one gets without a model."""
+    accuracy = found.get("accuracy")
     assert accuracy is not None
-    tone = _direction(accuracy, 0.5)
-    words = {
-        "better": "prefers the better answer in",
-        "worse": "prefers the worse answer more often than not: it is right in",
-        "open": "is not clearly better than chance: right in",
-    }
-    headline = f"{found.model} {words[tone]} {percent(accuracy.value)} of {counted(accuracy.n, 'held-out pair')}."
-    beside = f" Choosing the longer answer would be right in {percent(longer.value)} ({_interval(longer, percent)})." if longer else ""
+    beside = found.get("longer_is_chosen" if found.unit == "pair" else "commoner_label")
+    tone = _direction(accuracy, 0.5 if found.unit == "pair" or beside is None else beside.value)
+    words = _PREFERS if found.unit == "pair" else _CALLS
+    headline = f"{found.model} {words[tone]} {percent(accuracy.value)} of {counted(accuracy.n, f'held-out {found.unit}')}."
+    rule = "Choosing the longer answer" if found.unit == "pair" else "Calling all of them by the commoner label"
+    without = f" {rule} would be right in {percent(beside.value)} ({_interval(beside, percent)})." if beside else ""
     reads = found.stage.evaluation.get("reads")
     how = f" It is judged by its {reads}." if isinstance(reads, str) else ""
     skipped = found.stage.evaluation.get("rows_without_preference")
     ties = f" {number(skipped, 9)} rows held no preference and are left out." if isinstance(skipped, int) and skipped else ""
     told = _interval(accuracy, percent)
-    return Verdict(tone, headline, f"{told[0].upper()}{told[1:]}.{beside}{how}{ties}")
+    return Verdict(tone, headline, f"{told[0].upper()}{told[1:]}.{without}{how}{ties}")

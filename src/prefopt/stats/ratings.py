@@ -143,7 +143,8 @@ def davidson(
 
     p = exp(theta), nu = `tie`  (Davidson 1970, J. Am. Stat. Assoc. 65, eq. 1.3). Without ties nu is 0 and theta that of `bradley_terry`.
 
-    Args and errors as in `bradley_terry`; ties alone, without a win, have no estimate.
+    Args and errors as in `bradley_terry`; ties alone, without a win, have no estimate, nor (without ridge) have results that all fit a
+    ladder on which a win is a step or more and a tie a step or less: steps and nu then grow without end.
     """
     return _fit(DAVIDSON, pairs, n_items, ties, ridge, clusters, draws, rng)
 
@@ -156,7 +157,7 @@ def rao_kupper(
     P(tie) = (tau² - 1) p_i p_j / ((p_i + tau p_j)(tau p_i + p_j))  (Rao and Kupper 1967, J. Am. Stat. Assoc. 62, eq. 2.3). Without ties
     tau is 1 and theta that of `bradley_terry`.
 
-    Args and errors as in `bradley_terry`; ties alone, without a win, have no estimate.
+    Args and errors as in `davidson`.
     """
     return _fit(RAO_KUPPER, pairs, n_items, ties, ridge, clusters, draws, rng)
 
@@ -171,6 +172,9 @@ def _fit(model: PairModel, pairs: Pairs, n_items: int, ties: Pairs, ridge: float
     if model.free and not len(won):
         raise ValueError("every comparison is a tie: the tie models need a win")
     fitted = model if len(tied) else HALF
+    if ridge <= 0 and fitted.free and _ladder(wins[0], drawn[0]):
+        what = "no finite ratings: no win goes against the others, so the wider apart all are and the likelier ties, the better the fit"
+        raise ValueError(f"{what}; add comparisons, count ties as halves, or ridge=0.01")
     x = newton(fitted, wins, drawn, ridge)
     scores = None if clusters is None else sum_by(codes, scores_of(fitted, won, tied, x[0]))
     result = Ratings(
@@ -191,9 +195,11 @@ def _with_draws(result: Ratings, model: PairModel, tally: _Tally, drawn: Iterabl
     found, lost, n = [], 0, len(result)
     for weights in drawn:
         wins, ties = tally(weights)
-        apart = np.array([ridge <= 0 and _parts(cells)[0] > 1 for cells in wins + ties])
-        lost += int(apart.sum())
-        found.append(newton(model, wins, ties, np.where(apart, _RESAMPLE_RIDGE, ridge), start)[:, :n])
+        lacks = [ridge <= 0 and not _finite(model, *cells) for cells in zip(wins, ties, strict=True)]
+        lost += sum(lacks)
+        some, theta = wins.any(axis=(1, 2)), np.zeros((len(wins), n))  # ties alone tell nobody apart, and have no tie parameter
+        theta[some] = newton(model, wins[some], ties[some], np.where(lacks, _RESAMPLE_RIDGE, ridge)[some], start)[:, :n]
+        found.append(theta)
     return replace(result, draws=np.concatenate(found), not_finite=lost)
 
 
@@ -254,3 +260,28 @@ def check_connected(wins: Floats, names: Sequence[str] | None = None) -> None:
 def _parts(wins: Floats) -> tuple[int, Ints]:
     parts, part = connected_components(csr_matrix(wins > 0), directed=True, connection="strong")
     return int(parts), part
+
+
+def _finite(model: PairModel, wins: Floats, ties: Floats) -> bool:
+    """Whether these comparisons have a finite estimate."""
+    return _parts(wins + ties)[0] <= 1 and not (model.free and _ladder(wins, ties))
+
+
+def _ladder(wins: Floats, ties: Floats) -> bool:
+    """Whether heights h exist with h_i - h_j >= 1 for every win of i over j and |h_i - h_j| <= 1 for every tie; [n, n] each.
+
+    Where everybody is linked and somebody tied, the likelihood of a tie model has no finite maximum if and only if they do: it grows for
+    ever along theta = c h with log nu = c / 2 or log tau = c. It is concave, so that a maximum is lacking only where a direction (h, t)
+    lowers the log-probability of no result (Rockafellar 1970, "Convex Analysis", thm. 27.1): of a win where h_i - h_j >= max(t, 0), of a
+    tie where |h_i - h_j| <= t; t = 0 leaves h = 0 alone, for all are linked. Bellman and Ford find h, or a cycle that forbids it.
+    """
+    if ((wins > 0) & (wins.T > 0)).any():
+        return False
+    reach = np.where(wins > 0, -1.0, np.where(ties > 0, 1.0, np.inf))  # of h_j - h_i, at most
+    height = np.zeros(len(wins))
+    for _ in range(len(wins)):
+        lower = np.minimum(height, (height[:, None] + reach).min(axis=0))
+        if (lower == height).all():
+            return True
+        height = lower
+    return False
