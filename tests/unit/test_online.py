@@ -361,6 +361,15 @@ def test_ranks_and_choices_make_trees() -> None:
         ("grpo", {"rollout": rollout("grpo", regex="[0-9]+")}, "under a constraint are no samples"),
         ("grpo", {"rollout": rollout("grpo", url="http://x/v1")}, "read by rollout.engine=server alone"),
         ("iterative_dpo", {"kl": KLSettings(budget=1.0)}, "the policy that began the round"),
+        ("iterative_dpo", {"kl": KLSettings(place="loss")}, "the policy that began the round"),
+        ("iterative_dpo", {"reference": ReferenceSettings(path="x")}, "would never be read"),
+        ("grpo", {"kl": KLSettings(target=1.0), "reference": ReferenceSettings(sync_every=2)}, "a reference that moves"),
+        ("ppo", {"kl": KLSettings(budget=1.0), "reference": ReferenceSettings(sync_every=2)}, "a reference that moves"),
+        ("dapo", {"kl": KLSettings(place="loss", estimator="k3")}, "pays nothing for KL"),
+        ("dapo", {"kl": KLSettings(estimator="k1")}, "pays nothing for KL"),
+        ("online_dpo", {"kl": KLSettings(place="loss", ratio=True)}, "pays nothing for KL"),
+        ("xpo", {"kl": KLSettings(place="loss", ratio=True, coefficient=0.1)}, "half of the answers of xpo are the reference's"),
+        ("reinforce", {"online": OnlineSettings(dynamic=True), "rollout": rollout("grpo", samples=1)}, "with one answer each, all of them"),
         ("grpo", {"kl": KLSettings(horizon=5)}, "read by kl.target alone"),
         ("grpo", {"kl": KLSettings(ratio=True, estimator="k2")}, "k2 has the gradient"),
         ("grpo", {"online": OnlineSettings(draws=2)}, "read by online.dynamic alone"),
@@ -386,6 +395,11 @@ def test_settings_that_cannot_mean_what_they_say(method: str, changes: dict[str,
     given = {"rollout": rollout(method), "train": TrainSettings(), **changes}
     with pytest.raises(OptionError, match=says):
         Setup(method=method, **given).check()
+
+
+@pytest.mark.parametrize("kl", [KLSettings(coefficient=0.0, place="loss"), KLSettings(place="loss", estimator="k2", budget=1.0)])
+def test_kl_may_be_turned_off_where_it_would_stand_and_a_budget_turns_it_on(kl: KLSettings) -> None:
+    Setup(method="dapo", kl=kl, rollout=rollout("dapo")).check()
 
 
 def test_a_reward_is_needed(tmp_path: Path) -> None:

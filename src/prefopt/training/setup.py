@@ -140,8 +140,13 @@ class Setup:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
         if self.reference.cache and self.reference.sync_every:
             raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
-        follows = self.reference.sync_every or (self.row.online is not None and self.row.online.anew == "reference")
-        if follows and self.reference.path is not None and self.lora.rank:
+        if self.reference.sync_rate != ReferenceSettings().sync_rate and not self.reference.sync_every:
+            what, fix = "read by reference.sync_every alone", "set reference.sync_every, or leave it out"
+            raise OptionError(what, where="reference.sync_rate", fix=fix)
+        if self.row.online is not None and self.row.online.anew == "reference" and self.reference.path is not None:
+            what = f"every round of {self.method} begins with the policy as its reference, so another model would never be read"
+            raise OptionError(what, where="reference.path", fix="leave reference.path out")
+        if self.reference.sync_every and self.reference.path is not None and self.lora.rank:
             what, fix = "a reference with weights of its own cannot follow an adapter", "leave reference.path out, or train all weights"
             raise OptionError(what, where="reference.path", fix=fix)
         if self.reference.cache and self.row.coupling == "mismatched_kl":
