@@ -136,7 +136,7 @@ class HeadSettings:
     count: Size = 1
     """Members of an ensemble: score heads on one trunk, each drawn anew and taught by its own share of the rows."""
     bag: Annotated[float, Gt(0), Le(1)] = 0.7
-    """Share of the rows that each member learns from."""
+    """Share of the rows that each member learns from; a row in no share is learned by one member."""
     rule: Literal["mean", "min", "lower_bound"] = "mean"
     """How members, normalised, become one score: their mean, the smallest, or the mean less k standard deviations."""
     k: AtLeast0 = 1.0

@@ -460,3 +460,17 @@ def test_mixed_terms_are_the_weighted_sum(name: str) -> None:
     expected = total(replace(method, plus={}), view, counts) + 0.25 * total(METHODS[other], view, counts)
     torch.testing.assert_close(reduce(mixed.terms(view), counts), expected)
     torch.testing.assert_close(reduce(method.terms(view, mix={other: 0.25}), counts), expected)
+
+
+def test_a_row_is_mixed_in_with_what_it_adds_itself() -> None:
+    """ORPO is its own loss and the likelihood of the chosen answers; half of it is half of both."""
+    method, view = METHODS["dpo"], view_of(rows_for(METHODS["dpo"]))
+    counts = {unit: float(count(view.batch, unit)) for unit in method.mixed({"orpo": 0.5}).units}
+    expected = total(method, view, counts) + 0.5 * total(METHODS["orpo"], view, counts)
+    torch.testing.assert_close(reduce(method.terms(view, mix={"orpo": 0.5}), counts), expected)
+
+
+def test_a_row_mixed_in_divides_no_price_of_kl() -> None:
+    view = replace(view_of(rows_for(METHODS["grpo"])), room=torch.tensor(20.0))
+    assert METHODS["grpo"].mixed({"dr_grpo": 0.5}).divided_by(view) == 1
+    assert METHODS["dr_grpo"].divided_by(view) == 20

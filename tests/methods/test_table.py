@@ -143,6 +143,15 @@ def test_a_library_user_gets_a_value_error_too() -> None:
         ("dpo", {"aot": 0.1}, "couples"),
         ("reward_ties", {"reward": 0.1}, "reward reads pairs"),
         ("dpo", {"sft": "much"}, "expected a number"),
+        ("grpo", {"sft": 0.1}, "sft reads demonstrations"),
+        ("grpo", {"best_of_n": 0.1}, "best_of_n samples its own answers"),
+        ("grpo", {"online_dpo": 1.0}, "online_dpo samples its own answers"),
+        ("grpo", {"dr_grpo": 0.5}, "dr_grpo samples its own answers"),
+        ("online_dpo", {"grpo": 1.0}, "grpo samples its own answers"),
+        ("online_dpo", {"online_ipo": 1.0}, "online_ipo samples its own answers"),
+        ("online_dpo", {"aot": 1.0}, "couples"),
+        ("online_dpo", {"pl_dpo": 1.0}, "pl_dpo reads rankings"),
+        ("best_of_n", {"dpo": 1.0}, "dpo reads pairs"),
     ],
 )
 def test_what_cannot_be_mixed(name: str, mix: dict, says: str) -> None:
@@ -154,6 +163,9 @@ def test_what_can_be_mixed() -> None:
     METHODS["dpo"].check_options({}, {"sft": 0.2, "hinge": 1})
     METHODS["pl_dpo"].check_options({}, {"sft": 0.2, "dpo": 1.0})
     METHODS["orpo"].check_options({}, {"sft": 0.0})
+    METHODS["online_dpo"].check_options({}, {"sft": 0.2, "ipo": 1})
+    METHODS["xpo"].check_options({}, {"sft": 0.2})
+    METHODS["star"].check_options({}, {"dft": 0.2})
     assert METHODS["orpo"].mixed({"sft": 0.5}).plus == {"sft": 0.5}
 
 

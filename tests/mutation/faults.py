@@ -267,6 +267,8 @@ METHODS: tuple[Line, ...] = (
     ("means of answers are sums", "def _values", "segment_mean if self.within == \"mean\" else", "segment_mean if self.within != \"mean\" else"),
     ("options ignored", "def terms", "{**self.options, **(options or {})}", "{**(options or {}), **self.options}"),
     ("weights of added rows lost", "def terms", "term._replace(weight=weight", "term._replace(weight=1.0"),
+    ("weights within added rows lost", "def terms", "weight=weight * term.weight", "weight=weight"),
+    ("first term of an added row alone", "def terms", "METHODS[name].terms(view)]", "METHODS[name].terms(view)[:1]]"),
     ("mix replaces nothing", "def mixed", "{**self.plus, **mix}", "{**mix, **self.plus}"),
     ("unknown options let through", "def check_options", "if name not in self.options:", "if False:"),
     ("beta 0 let through", "def check_options", "options.get(\"beta\", 1) > 0", "options.get(\"beta\", 1) >= 0"),
@@ -475,7 +477,8 @@ COUPLING: tuple[Line, ...] = (
     ("several ranks sort apart", "", "if distributed.world_size() > 1:", "if False:"),
     ("pairs of later micro-batches point at the first", "def merge", "\"chosen_N\": sequences, ", ""),
     ("tokens of later micro-batches too", "def merge", "{\"sequence_T\": sequences, ", "{"),
-    ("options ignored", "def whole_step", "job.method.terms(view, job.options)", "job.method.terms(view)"),
+    ("options ignored", "def whole_step", "job.terms(view)", "job.method.terms(view)"),
+    ("penalty left out", "def whole_step", "job.terms(view)", "job.method.terms(view, job.options)"),
 )
 OPTIM: tuple[Line, ...] = (
     ("warm-up one step late", "def factor", "(step + 1) / warmup", "step / warmup"),

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, RewardError
-from prefopt.losses.kl import KLBudget
+from prefopt.losses.kl import KLBudget, kl_estimate
 from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
+from prefopt.losses.reduce import reduce
 from prefopt.model import load
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.rewards import Rolled, Verdict
@@ -83,7 +84,7 @@ def test_a_round_is_sampled_once_and_read_in_every_pass(tmp_path: Path) -> None:
     assert np.mean([score for row in kept for score in row["scores"]]) == pytest.approx(rows[0]["reward"])
 
 
-@pytest.mark.parametrize("method", ["ppo", "ppo budget", "reinforce", "grpo", "star", "iterative_dpo"])
+@pytest.mark.parametrize("method", ["ppo", "ppo budget", "reinforce", "grpo", "grpo budget", "star", "iterative_dpo"])
 def test_a_run_that_was_stopped_in_the_middle_of_a_round_goes_on_to_the_bit(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +361,15 @@ def test_ranks_and_choices_make_trees() -> None:
         ("grpo", {"rollout": rollout("grpo", regex="[0-9]+")}, "under a constraint are no samples"),
         ("grpo", {"rollout": rollout("grpo", url="http://x/v1")}, "read by rollout.engine=server alone"),
         ("iterative_dpo", {"kl": KLSettings(budget=1.0)}, "the policy that began the round"),
+        ("iterative_dpo", {"kl": KLSettings(place="loss")}, "the policy that began the round"),
+        ("iterative_dpo", {"reference": ReferenceSettings(path="x")}, "would never be read"),
+        ("grpo", {"kl": KLSettings(target=1.0), "reference": ReferenceSettings(sync_every=2)}, "a reference that moves"),
+        ("ppo", {"kl": KLSettings(budget=1.0), "reference": ReferenceSettings(sync_every=2)}, "a reference that moves"),
+        ("dapo", {"kl": KLSettings(place="loss", estimator="k3")}, "pays nothing for KL"),
+        ("dapo", {"kl": KLSettings(estimator="k1")}, "pays nothing for KL"),
+        ("online_dpo", {"kl": KLSettings(place="loss", ratio=True)}, "pays nothing for KL"),
+        ("xpo", {"kl": KLSettings(place="loss", ratio=True, coefficient=0.1)}, "half of the answers of xpo are the reference's"),
+        ("reinforce", {"online": OnlineSettings(dynamic=True), "rollout": rollout("grpo", samples=1)}, "with one answer each, all of them"),
         ("grpo", {"kl": KLSettings(horizon=5)}, "read by kl.target alone"),
         ("grpo", {"kl": KLSettings(ratio=True, estimator="k2")}, "k2 has the gradient"),
         ("grpo", {"online": OnlineSettings(draws=2)}, "read by online.dynamic alone"),
@@ -385,6 +395,11 @@ def test_settings_that_cannot_mean_what_they_say(method: str, changes: dict[str,
     given = {"rollout": rollout(method), "train": TrainSettings(), **changes}
     with pytest.raises(OptionError, match=says):
         Setup(method=method, **given).check()
+
+
+@pytest.mark.parametrize("kl", [KLSettings(coefficient=0.0, place="loss"), KLSettings(place="loss", estimator="k2", budget=1.0)])
+def test_kl_may_be_turned_off_where_it_would_stand_and_a_budget_turns_it_on(kl: KLSettings) -> None:
+    Setup(method="dapo", kl=kl, rollout=rollout("dapo")).check()
 
 
 def test_a_reward_is_needed(tmp_path: Path) -> None:
@@ -617,6 +632,70 @@ def test_a_penalty_in_a_loss_of_pairs_is_the_mean_over_answers(tmp_path: Path, m
     monkeypatch.setattr(fitting, "train_step", seen)
     kl = KLSettings(coefficient=0.1, place="loss", estimator="k2")
     run(tmp_path, "online_dpo", rollout=rollout("online_dpo", samples=4), kl=kl, train={"steps": 1})
+
+
+@pytest.mark.parametrize("method", ["online_dpo", "best_of_n", "star"])
+def test_the_ratio_of_a_penalty_is_to_the_policy_that_sampled(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected answers have one too, and steps after the first of a round find the policy away from it."""
+    step, moved = fitting.train_step, []
+
+    def seen(job: Job, trees: Sequence[TokenTree], *rest: Any) -> Any:
+        (batch,) = job.batches(trees)
+        view = job.look(batch)
+        assert batch.old_logps_T is not None
+        assert view.logps_T is not None
+        assert view.ref_logps_T is not None
+        gap_T = view.logps_T - batch.old_logps_T
+        penalty = next(term for term in job.terms(view) if term.name == "kl")
+        torch.testing.assert_close(penalty.values, gap_T.exp() * kl_estimate(view.logps_T, view.ref_logps_T, "k3"))
+        moved.append(gap_T.detach().abs().max().item())
+        return step(job, trees, *rest)
+
+    monkeypatch.setattr(fitting, "train_step", seen)
+    trained(tmp_path, method, kl=KLSettings(coefficient=0.1, place="loss", estimator="k3", ratio=True))
+    assert moved[0] < 1e-5
+    assert max(moved[1:4]) > 1e-4
+
+
+def test_a_penalty_is_part_of_a_loss_that_mixes_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AOT is told its slopes over the whole step; KL has its share of them and of the loss that is logged."""
+    step, shares = fitting.train_step, []
+
+    def seen(job: Job, trees: Sequence[TokenTree], *rest: Any) -> Any:
+        (batch,) = job.batches(trees)
+        counts, terms = job.counts([batch]), job.terms(job.look(batch))
+        loss, kl = reduce(terms, counts), reduce([term for term in terms if term.name == "kl"], counts)
+        parts = torch.autograd.grad(loss, list(job.model.parameters()))
+        found = step(job, trees, *rest)
+        assert found["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert found["grad_norm"] == pytest.approx(torch.stack([part.norm() for part in parts]).norm().item(), rel=1e-3)
+        shares.append((kl / loss).item())
+        return found
+
+    monkeypatch.setattr(fitting, "train_step", seen)
+    kl, train = KLSettings(coefficient=100.0, place="loss", estimator="k2"), {"steps": 2, "schedule": "constant", "warmup": 0}
+    run(tmp_path, "online_dpo", options={"loss": "aot"}, kl=kl, online=OnlineSettings(epochs=2), train=train)
+    assert shares[1] > 0.01
+
+
+def test_the_best_of_the_policys_own_answers_can_be_imitated_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = fitting.train_step
+
+    def seen(job: Job, trees: Sequence[TokenTree], *rest: Any) -> Any:
+        (batch,) = job.batches(trees)
+        view = job.look(batch)
+        assert view.logps_T is not None
+        term = next(term for term in job.terms(view) if term.name == "sft")
+        best = [len(branch.ids) for tree in trees for branch in tree.branches if branch.score == max(b.score or 0 for b in tree.branches)]
+        assert (term.unit, term.weight, len(term.values), job.counts([batch])["token"]) == ("token", 0.2, sum(best), sum(best))
+        torch.testing.assert_close(term.values, -view.logps_T[(batch.rank_S == 0)[batch.sequence_T]])
+        return step(job, trees, *rest)
+
+    monkeypatch.setattr(fitting, "train_step", seen)
+    run(tmp_path / "dpo", "online_dpo", mix={"sft": 0.2}, train={"steps": 2}, rollout=rollout("online_dpo", samples=4))
+    monkeypatch.undo()
+    run(tmp_path / "best", "best_of_n", mix={"dft": 0.2}, train={"steps": 2})
+    assert all(math.isfinite(loss) for name in ("dpo", "best") for loss in losses_of(tmp_path / name))
 
 
 def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Path) -> None:

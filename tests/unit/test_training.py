@@ -26,7 +26,7 @@ from prefopt.model.load import load_causal
 from prefopt.model.selfcheck import go_back
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
-from prefopt.settings import LoraSettings, ReferenceSettings, TrainSettings
+from prefopt.settings import HeadSettings, LoraSettings, ReferenceSettings, TrainSettings
 from prefopt.training import loop
 from prefopt.training import setup as jobs
 from prefopt.training.coupling import couple, mismatched_kl
@@ -292,7 +292,8 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
         ({"heldout": 4, "train": {"keep_best": "eval/nothing"}}, "not measured"),
         ({"lora": LoraSettings(rank=2, targets=["no_such_layer"])}, "no_such_layer"),
         ({"lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other", sync_every=2)}, "follow an adapter"),
-        ({"method": "iterative_dpo", "lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other")}, "follow an adapter"),
+        ({"method": "iterative_dpo", "lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other")}, "never be read"),
+        ({"reference": ReferenceSettings(sync_rate=0.5)}, "read by reference.sync_every alone"),
         ({"method": "aot", "lora": LoraSettings(rank=2, dropout=0.1)}, "dropout"),
         ({"rows": 0}, "no rows"),
     ],
@@ -307,6 +308,50 @@ def test_a_method_that_needs_margins_refuses_rows_without(tmp_path: Path) -> Non
     trees = [replace(tree, margin=None) for tree in rows_for("odpo", 4)]
     with pytest.raises(DataError, match=r"rows.jsonl:1: odpo needs a column `margin`"):
         fit(Setup(method="odpo"), language_model(), Prepared(trees, [], Preflight(None, None)), out=tmp_path)
+
+
+@pytest.mark.parametrize(("train", "heldout"), [((0.5, -1.5), ()), ((0.5, 0.0), (0.5, -1.5))])
+def test_a_preference_is_not_counted_less_than_no_time(train: tuple, heldout: tuple, tmp_path: Path) -> None:
+    """A negative margin would train form=scaled backwards; the other forms mean something by it."""
+    rows = rows_for("reward_graded", 4)
+    made = [replace(tree, margin=margin) for tree, margin in zip(rows, (*train, *heldout), strict=False)]
+    data, steps = Prepared(made[:2], made[2:], Preflight(None, None)), TrainSettings(steps=1)
+    told = rf"rows.jsonl:{len(made)}: reward_graded form=scaled .* cannot be -1.5"
+    with pytest.raises(DataError, match=told):
+        fit(Setup(method="reward_graded", options={"form": "scaled"}), language_model("reward"), data, out=tmp_path / "scaled")
+    fit(Setup(method="reward_graded", options={"form": "soft"}, train=steps), language_model("reward"), data, out=tmp_path / "soft")
+
+
+def ensemble(bag: float) -> Setup:
+    """Four members that each learn from this share of the rows."""
+    return Setup(method="reward", heads=HeadSettings(count=4, bag=bag), train=TrainSettings(seed=1))
+
+
+def test_every_row_has_a_member_to_learn_from_it_and_held_out_rows_have_all() -> None:
+    rows, device = rows_for("reward", 60), torch.device("cpu")
+    for bag in (0.05, 0.5):
+        learns = jobs.who_learns(ensemble(bag), rows, rows[40:], device)
+        assert learns is not None
+        drawn = torch.rand(60, 4, generator=torch.Generator().manual_seed(1)) < bag
+        some = drawn[:40].any(1)
+        assert torch.equal(learns[:40][some], drawn[:40][some])
+        assert (learns[:40][~some].sum(1) == 1).all()
+        assert not some.all()
+        assert learns[40:].all()
+
+
+def test_held_out_rows_are_judged_by_the_whole_ensemble() -> None:
+    """Loss and accuracy are means over all members, however small their shares."""
+    rows, found = rows_for("reward", 20), []
+    for bag in (0.01, 1.0):
+        model = language_model("reward")
+        torch.manual_seed(0)
+        model.model.score = torch.nn.Linear(model.model.score.in_features, 4, bias=False)
+        model.model.config.num_labels = model.model.num_labels = 4
+        with ExitStack() as stack:
+            job = build_job(ensemble(bag), model, rows, stack, print, heldout=rows[12:])
+            found.append(evaluate(job, rows[12:]))
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_a_coupled_method_takes_another_rows_loss_in(tmp_path: Path) -> None:

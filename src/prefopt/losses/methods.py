@@ -160,7 +160,7 @@ class Method:
         return replace(self, online=online, **{part: getattr(rows[name], part) for part in as_there})
 
     def terms(self, view: View, options: Mapping[str, Any] | None = None, mix: Mapping[str, float] | None = None) -> list[Term]:
-        """The unreduced terms of a batch: the loss itself, then one for each added row (with that row's default options).
+        """The unreduced terms of a batch: the loss itself, then those of each added row (with that row's default options).
 
         Args:
             view: the batch and what was computed for it.
@@ -173,8 +173,8 @@ class Method:
         else:
             values = self._values(view, chosen)
         own = Term(values, self.unit, 1.0, self.loss.__name__)
-        added = [(name, weight, METHODS[name].terms(view)[0]) for name, weight in self.mixed(mix).plus.items()]
-        return [own, *(term._replace(weight=weight, name=name) for name, weight, term in added)]
+        added = [(name, weight, term) for name, weight in self.mixed(mix).plus.items() for term in METHODS[name].terms(view)]
+        return [own, *(term._replace(weight=weight * term.weight, name=name) for name, weight, term in added)]
 
     def _values(self, view: View, options: Mapping[str, Any]) -> Tensor:
         """The loss of a view, unreduced."""
@@ -194,7 +194,7 @@ class Method:
 
     def divided_by(self, view: View) -> float:
         """What the row's loss divides rewards by besides its unit, so that a price of KL beside it is in reward units per nat too."""
-        return float(view.room) if "room" in self.needs and view.room is not None else 1.0
+        return float(view.room) if "room" in self.arguments.values() and view.room is not None else 1.0
 
     def metrics(self, view: View, options: Mapping[str, Any] | None = None) -> dict[str, Stat]:
         """What to log of a batch, as sums and counts; `metrics.UNITS_OF_METRICS` says what each is."""
@@ -203,7 +203,7 @@ class Method:
             return metrics.of_scores(view)
         per_token = self.per_token or bool(options.get("length_normalized") and self.needs_reference)
         found = metrics.of_logps(view, self.data, beta=float(options.get("beta", 1.0)), per_token=per_token)
-        return found | metrics.of_samples(view, options, by_sequence="sequence" in self.needs) if self.online else found
+        return found | metrics.of_samples(view, options, by_sequence="sequence" in self.arguments.values()) if self.online else found
 
     def check_options(self, options: Mapping[str, Any], mix: Mapping[str, float] | None = None) -> None:
         """Refuse options the method does not read, of a wrong type or outside their domain, and rows that cannot be mixed in.
@@ -226,21 +226,33 @@ class Method:
             self.online.check(options)
 
     def _check_mix(self, name: str, weight: float) -> None:
-        """Refuse a row that is unknown, reads other data, or couples the batch."""
+        """Refuse a row that is unknown, samples, reads other data, or couples the batch."""
         where = f"mix.{name}"
         if name not in METHODS:
             raise OptionError(f"'{name}' is no method", where=where, fix=did_you_mean(name, METHODS))
         check_type(where, weight, float)
-        other = METHODS[name]
+        other, data = METHODS[name], self.online.gives[0] if self.online else self.data
+        if other.online:
+            what = f"{name} samples its own answers and cannot be added to another method"
+            raise OptionError(what, where=where, fix="leave it out")
         language = self.reads == "scores" and other.unit == "token"  # a language model's loss on the trunk of a reward model
-        if (other.reads != self.reads and not language) or (other.data != self.data and (other.data, self.data) not in MIXABLE):
+        if (other.reads != self.reads and not language) or (other.data != data and (other.data, data) not in MIXABLE):
             raise OptionError(f"{name} reads {other.data} and cannot be added to a method that reads {self.data}", where=where)
         if other.coupling:
             raise OptionError(f"{name} couples the completions of a step and cannot be added to another method", where=where)
 
 
-MIXABLE = {("demonstrations", "pairs"), ("demonstrations", "judgements"), ("demonstrations", "rankings"), ("pairs", "rankings")}
-"""(added row's data, method's data) that go together besides equal ones: a ranking holds pairs, and both hold a best answer to imitate."""
+MIXABLE = {
+    ("demonstrations", "pairs"),
+    ("demonstrations", "judgements"),
+    ("demonstrations", "rankings"),
+    ("pairs", "rankings"),
+    ("demonstrations", "rank"),
+    ("pairs", "rank"),
+    ("demonstrations", "keep"),
+}
+"""(added row's data, method's data) that go together besides equal ones: a ranking holds pairs, and both hold a best answer to imitate.
+So do the answers that a method has sampled and ranked; those it keeps are for imitation alone."""
 
 
 def check_type(name: str, value: object, hint: Any) -> None:

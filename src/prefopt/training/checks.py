@@ -70,6 +70,10 @@ def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
     yield compared and not online.explores and rollout.samples < 2, "rollout.samples", what, f"set rollout.samples={online.samples}"
     what = f"{setup.method} compares one answer of the policy with one of the reference"
     yield online.explores and setup.rollout.samples != 2, "rollout.samples", what, "set rollout.samples=2"
+    dynamic = online.dynamic if setup.online.dynamic is None else setup.online.dynamic
+    what = "prompts whose answers all got one reward are replaced: with one answer each, all of them"
+    fix = "set rollout.samples above 1, or leave online.dynamic out"
+    yield dynamic and rollout.samples < 2, "online.dynamic", what, fix
     ratios = "advantages" in online.gives
     what = "greedy answers are no samples of the policy, whose log-probs the loss is made of"
     yield ratios and rollout.temperature == 0, "rollout.temperature", what, "set rollout.temperature=1"
@@ -98,13 +102,15 @@ def _engine(setup: Setup) -> Iterator[Wrong]:
 def _penalty(setup: Setup, online: Online) -> Iterator[Wrong]:
     kl, held = setup.kl, setup.held
     what = f"the reference of {setup.method} is the policy that began the round, so no KL to it tells how far the run has gone"
-    for name in ("coefficient", "target", "budget"):
+    for name in ("coefficient", "target", "budget", "place", "estimator", "ratio"):
         yield online.anew == "reference" and bool(getattr(kl, name)), f"kl.{name}", what, "leave it out, or use online_dpo"
     alone = kl.target is None and kl.horizon != KLSettings().horizon
     yield alone, "kl.horizon", "read by kl.target alone", "set kl.target, or leave it out"
     yield (kl.target and kl.budget) is not None, "kl.budget", "a target and a budget both steer the coefficient", "leave one of them out"
     steered = kl.target is not None or kl.budget is not None
     yield steered and not held.coefficient, "kl.coefficient", "0 cannot be steered", "leave it out, or start above 0"
+    what = "a KL to a reference that moves does not tell how far the run has gone"
+    yield steered and setup.reference.sync_every > 0, "reference.sync_every", what, "leave it out, or kl.target and kl.budget"
     alone = held.place == "loss" and held.estimator == "k1" and not held.ratio and bool(held.coefficient)
     fix = "set kl.estimator=k2 or k3, or kl.ratio=true"
     yield alone, "kl.estimator", "k1 in the loss has no gradient on average", fix
@@ -113,6 +119,8 @@ def _penalty(setup: Setup, online: Online) -> Iterator[Wrong]:
     yield twice, "kl.ratio", what, "leave one of kl.ratio and kl.estimator=k2 out"
     outside = held.place != "loss"
     yield kl.ratio and outside, "kl.ratio", "there is no KL term in the loss to multiply", "set kl.place=loss, or leave it out"
+    what = f"half of the answers of {setup.method} are the reference's, which no ratio to the policy corrects"
+    yield kl.ratio and online.explores, "kl.ratio", what, "set kl.estimator=k2 in its place"
     what = "in rewards and advantages the estimate is k1, which alone is right there"
     yield kl.estimator not in (None, "k1") and outside, "kl.estimator", what, "set kl.place=loss, or leave it out"
 
@@ -121,6 +129,7 @@ def _rest(setup: Setup, online: Online) -> Iterator[Wrong]:
     ratios, settings = "advantages" in online.gives, setup.online
     where = {"advantage": "kl.place", "loss": ""}.get(str(setup.held.place), "")
     yield bool(where) and not ratios, where, f"{setup.method} has no advantages", "set kl.place=reward or loss"
+    yield from _unpaid(setup)
     for name, value in (("whiten", settings.whiten), ("importance_cap", settings.importance_cap), ("entropy", settings.entropy)):
         yield bool(value) and not ratios, f"online.{name}", f"{setup.method} has no advantages", "leave it out"
     dynamic = online.dynamic if settings.dynamic is None else settings.dynamic
@@ -135,3 +144,11 @@ def _rest(setup: Setup, online: Online) -> Iterator[Wrong]:
     elsewhere = setup.rollout.engine != "local" and distributed.world_size() > 1
     what = "an engine is given new weights by one process"
     yield elsewhere, "rollout.engine", what, "start it without torchrun, or sample with rollout.engine=local"
+
+
+def _unpaid(setup: Setup) -> Iterator[Wrong]:
+    """A KL that is asked for in detail and costs nothing; a coefficient of 0 that is written out says so itself."""
+    free = setup.kl.coefficient is None and not setup.held.coefficient
+    for name in ("place", "estimator", "ratio"):
+        what = f"{setup.method} pays nothing for KL of itself"
+        yield free and bool(getattr(setup.kl, name)), f"kl.{name}", what, f"set kl.coefficient, or leave kl.{name} out"

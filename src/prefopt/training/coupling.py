@@ -91,7 +91,7 @@ def whole_step(job: Job, batches: Sequence[Batch], counts: Mapping[str, float]) 
     logps_T = known["logps_T"].requires_grad_()
     view = replace(views[0], batch=whole, **known)
     with torch.enable_grad():
-        loss = reduce(job.method.terms(view, job.options), counts)
+        loss = reduce(job.terms(view), counts)
         (slope_T,) = torch.autograd.grad(loss, logps_T)
     return Coupling(loss=float(loss), slopes=slope_T.split([len(batch.source_T) for batch in batches]))
 

@@ -148,7 +148,7 @@ def _open(
     """What is trained, and where its steps come from: the rows, or rounds of samples."""
     rows = Chain(data.train, data.heldout)
     if setup.row.online is None:
-        job = build_job(setup, model, rows, stack, say)
+        job = build_job(setup, model, rows, stack, say, heldout=data.heldout)
         return job, Rows(job, data.train, data.heldout, Plan(len(data.train), setup.train.batch_size, setup.train.seed))
     if reward is None:
         raise OptionError("nothing rates the answers", where="reward", fix="name a reward.model, .function, .url or .verifier")
@@ -397,6 +397,11 @@ def _check(setup: Setup, data: Prepared) -> None:
     bare = next((tree for tree in data.train if tree.margin is None), None) if setup.row.needs_margin else None
     if bare is not None:
         raise DataError(f"{setup.method} needs a column `margin`, and this row has none", where=bare.where, fix="add it, or train dpo")
+    scaled = setup.options.get("form") == "scaled"
+    turned = next((tree for tree in Chain(data.train, data.heldout) if (tree.margin or 0) < 0), None) if scaled else None
+    if turned is not None:
+        what = f"{setup.method} form=scaled counts a preference `margin` times, which cannot be {turned.margin:g}"
+        raise DataError(what, where=turned.where, fix="exchange chosen and rejected where the margin is negative, or set form=soft")
     if (train.keep_best or train.eval_every) and not data.heldout:
         where = "train.keep_best" if train.keep_best else "train.eval_every"
         raise OptionError("there is no held-out data to judge by", where=where, fix="set data.eval_path or data.eval_fraction")

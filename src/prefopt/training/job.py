@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefopt.losses.columns import COLUMNS, View
+from prefopt.losses.columns import View
 from prefopt.losses.methods import Method, Unit
 from prefopt.losses.policy import kl_penalty
 from prefopt.losses.reduce import Term, count
@@ -120,7 +120,7 @@ class Job:
         """The method's terms, and those of the KL penalty, the entropy bonus and the critic."""
         terms, batch = self.method.terms(view, self.options), view.batch
         if self.penalty is not None and view.logps_T is not None and view.ref_logps_T is not None:
-            old = COLUMNS["old_logps"](view) if self.penalty.ratio else None
+            old = (view.logps_T.detach() if batch.old_logps_T is None else batch.old_logps_T) if self.penalty.ratio else None
             values = self.method.gathered(kl_penalty(view.logps_T, view.ref_logps_T, old, kind=self.penalty.kind), view)
             terms.append(Term(values, self.paid_by, self.penalty.coefficient / self.method.divided_by(view), "kl"))
         if self.entropy and view.entropy_T is not None:

@@ -166,6 +166,8 @@ class Rounds:
     def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """See `Stream`."""
         self.controller.load(state["controller"])
+        if self.job.penalty is not None:
+            self.job.penalty.coefficient = self.controller.coefficient
         self.baseline = state["baseline"]
         self.reason, self.hacked = state.get("reason", ""), state.get("hacked", False)
         self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
@@ -257,8 +259,9 @@ class Rounds:
 
     def _has_to_measure(self, number: int) -> bool:
         """Whether anything but the step's own forward pass is needed: not where all of a round is one step without a KL to know."""
-        ratios = "advantages" in self.online.gives and (self.per_steps > 1 or self.setup.online.importance_cap is not None)
-        held = self.setup.held
+        held, ratios = self.setup.held, "advantages" in self.online.gives or self.setup.held.ratio
+        moved = self.per_steps > 1 or self.online.anew == "policy"  # steps that begin from other weights than sampled
+        ratios = ratios and (moved or self.setup.online.importance_cap is not None)
         steered = held.target is not None or held.budget is not None or (bool(held.coefficient) and held.place != "loss")
         watched = self._apart and any(watch.needs_kl(number) for watch in self.watch)
         return ratios or steered or watched or self.online.has_critic

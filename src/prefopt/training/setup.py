@@ -140,8 +140,13 @@ class Setup:
             raise OptionError(f"{self.method} has no reference policy", where="reference", fix="leave the reference options out")
         if self.reference.cache and self.reference.sync_every:
             raise OptionError("a cached reference cannot follow the policy", where="reference.sync_every", fix="set reference.cache=false")
-        follows = self.reference.sync_every or (self.row.online is not None and self.row.online.anew == "reference")
-        if follows and self.reference.path is not None and self.lora.rank:
+        if self.reference.sync_rate != ReferenceSettings().sync_rate and not self.reference.sync_every:
+            what, fix = "read by reference.sync_every alone", "set reference.sync_every, or leave it out"
+            raise OptionError(what, where="reference.sync_rate", fix=fix)
+        if self.row.online is not None and self.row.online.anew == "reference" and self.reference.path is not None:
+            what = f"every round of {self.method} begins with the policy as its reference, so another model would never be read"
+            raise OptionError(what, where="reference.path", fix="leave reference.path out")
+        if self.reference.sync_every and self.reference.path is not None and self.lora.rank:
             what, fix = "a reference with weights of its own cannot follow an adapter", "leave reference.path out, or train all weights"
             raise OptionError(what, where="reference.path", fix=fix)
         if self.reference.cache and self.row.coupling == "mismatched_kl":
@@ -149,7 +154,9 @@ class Setup:
             raise OptionError(what, where="reference.cache", fix="set reference.cache=false")
 
 
-def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], stack: ExitStack, say: Say) -> Job:
+def build_job(
+    setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], stack: ExitStack, say: Say, *, heldout: Sequence[TokenTree] = ()
+) -> Job:
     """Everything a training step works with.
 
     Args:
@@ -158,6 +165,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         trees: all trees of training and held-out data, with distinct `index`.
         stack: keeps the layout's attention in force until it is closed.
         say: told what was decided.
+        heldout: those of the trees that nothing is learned from.
     """
     setup.check()
     torch.manual_seed(setup.train.seed + distributed.rank())
@@ -192,7 +200,7 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
         load=load,
         padded=layout == "padded",
         sharded=setup.train.shard,
-        learns_RE=who_learns(setup, trees, model.device),
+        learns_RE=who_learns(setup, trees, heldout, model.device),
         **(_online(setup, model, precision) if setup.row.online else {}),
     )
     if reference is not None:
@@ -202,8 +210,10 @@ def build_job(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree], st
     return job
 
 
-def who_learns(setup: Setup, trees: Sequence[TokenTree], device: torch.device) -> torch.Tensor | None:
+def who_learns(setup: Setup, trees: Sequence[TokenTree], heldout: Sequence[TokenTree], device: torch.device) -> torch.Tensor | None:
     """Which outputs of a reward model learn from each row [R, E]: a random share of the rows each, or the rows of their attribute.
+
+    A row that no share holds is learned by one member; held-out rows are judged by all.
 
     Raises:
         DataError: a row whose source is no attribute.
@@ -221,7 +231,9 @@ def who_learns(setup: Setup, trees: Sequence[TokenTree], device: torch.device) -
     if heads.count == 1:
         return None
     draw = torch.rand(rows, heads.count, generator=torch.Generator().manual_seed(setup.train.seed))
-    return (draw < heads.bag).to(device)
+    learns = (draw < heads.bag) | (draw == draw.amin(1, keepdim=True))
+    learns[torch.tensor([tree.index for tree in heldout], dtype=torch.int64)] = True
+    return learns.to(device)
 
 
 def _online(setup: Setup, model: LanguageModel, precision: str) -> dict[str, Any]:
