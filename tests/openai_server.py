@@ -18,13 +18,16 @@ from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import RolloutSettings
 
+PENALTIES = {"repetition_penalty", "presence_penalty", "frequency_penalty"}
+
 
 class Completions(http.server.BaseHTTPRequestHandler):
     """POST /v1/completions, as vLLM answers it; POST /collective_rpc reads the weights of `folder` again, where there is one.
 
     `faults` may hold: "seed", "top_k", "min_p" (ignored), "raw" (log-probs before temperature and truncation), "names" (tokens as text),
-    "slow", "few" (a choice too few), "down after N", "off" (log-probs that much too high); of new weights "no reload" (as without
-    VLLM_SERVER_DEV_MODE), "stale after N" (says that it read them, and did not).
+    "penalty" (what the prompt holds is not said again where a request does not name all penalties: what is left out comes from the
+    model's generation_config), "slow", "few" (a choice too few), "down after N", "off" (log-probs that much too high); of new weights
+    "no reload" (as without VLLM_SERVER_DEV_MODE), "stale after N" (says that it read them, and did not).
     """
 
     sampler: LocalSampler
@@ -61,6 +64,8 @@ class Completions(http.server.BaseHTTPRequestHandler):
         how |= {"samples": asked["n"], "max_new_tokens": asked["max_tokens"], "top_k": max(0, asked["top_k"])}
         plain = {"top_k": 0, "min_p": 0.0}
         how |= {name: plain[name] for name in ("top_k", "min_p") if name in self.faults}
+        if "penalty" in self.faults and not asked.keys() >= PENALTIES:
+            how["banned"] = [self.sampler.decode([token]) for token in asked["prompt"]]
         if "seed" in self.faults:
             how["seed"] = len(self.served)
         assert asked["stop_token_ids"] == list(self.sampler.stop_ids)

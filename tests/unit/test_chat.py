@@ -227,6 +227,22 @@ def test_steps_end_where_their_text_ends(name: str) -> None:
     assert "'not there'" in refused(renderer, Example(prompt=TALK[:1], completions=(wrong,), where="rows.jsonl:7"))
 
 
+@pytest.mark.parametrize("name", WITH_TEMPLATE)
+@pytest.mark.parametrize("content", ["Step 1\nStep 2\n", " Step 1\nStep 2", "\n Step 1\n Step 2 \n\n", "Step 1\nStep 2\nStep 1\nStep 2\n"])
+def test_steps_are_found_where_a_template_trims_the_answer(name: str, content: str) -> None:
+    """Llama 3 and Gemma trim it; a step ends with its line break where one is left."""
+    steps = tuple(line for line in content.splitlines(keepends=True) if line.strip())
+    completion = Completion(content=content, steps=steps, step_labels=(1.0,) * len(steps))
+    renderer = RENDERERS[name]
+    (branch,) = renderer.tree(Example(prompt=TALK[:1], completions=(completion,))).branches
+    texts = [renderer.answer(branch.ids[: end + 1]) for end in branch.step_ends]
+    assert len(texts) == len(steps)
+    for text, step in zip(texts[:-1], steps[:-1], strict=True):
+        assert text.endswith(step.lstrip())
+    assert texts[-1].endswith("Step 2" if name in ("llama3", "gemma") else steps[-1].lstrip())
+    assert renderer.answer(branch.ids).strip() == content.strip()
+
+
 def test_tools_and_what_messages_carry_reach_the_template() -> None:
     renderer = RENDERERS["chatml"]
     call = Message("assistant", "", {"tool_calls": [{"name": "weather", "arguments": {"town": "Alm"}}]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,51 @@ def test_strings_banned_and_required(options: dict[str, Any], yes: list[str], no
     assert [accepts(machine, text) for text in yes + no] == [True] * len(yes) + [False] * len(no)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"regex": "(ab|cd)e?", "banned": "b"},
+        {"regex": "[0-9]{3}", "required": "42"},
+        {"regex": "(é|日)*", "banned": "日", "required": "éé"},
+        {"regex": ".{2,3}", "required": ["ba", "ab"]},
+        {"regex": "[^x]{2}|x日", "banned": ["a", "b"], "required": "日"},
+    ],
+)
+def test_conditions_together_lead_to_no_dead_end(options: dict[str, Any]) -> None:
+    """What is begun can be finished, in the middle of a character too: every text of up to three letters, byte by byte."""
+    texts = ["".join(letters) for n in range(4) for letters in product("abcde42é日x", repeat=n)]
+    required, banned = ([found] if isinstance(found := options.get(name, []), str) else found for name in ("required", "banned"))
+    right = [
+        text
+        for text in texts
+        if re.fullmatch(options["regex"], text) and all(r in text for r in required) and not any(b in text for b in banned)
+    ]
+    machine: Any = constraint(RolloutSettings(**options))
+    assert [text for text in texts if accepts(machine, text)] == right
+    assert right
+    begun = {text.encode()[:n] for text in right for n in range(1, len(text.encode()) + 1)}
+    for start in {text.encode()[:n] for text in texts for n in range(1, len(text.encode()) + 1)}:
+        state = machine.start
+        for byte in start:
+            state = machine.step(state, byte) if state is not None else None
+        assert (state is not None) == (start in begun), start
+
+
+@pytest.mark.parametrize(
+    "options", [{"regex": "[a-z]+", "required": "42"}, {"regex": "a|ab", "banned": "a"}, {"regex": "é", "banned": "x", "required": "éé"}]
+)
+def test_conditions_that_exclude_each_other(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=r"rollout\.regex: .*exclude each other"):
+        constraint(RolloutSettings(**options))
+
+
+def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.rollout.constrain.machines.SEARCHED", 10)
+    machine = constraint(RolloutSettings(regex="[a-z]{500}", required="zz"))
+    assert accepts(machine, "a" * 498 + "zz")
+    assert not accepts(machine, "a" * 500)
+
+
 @pytest.mark.parametrize("options", [{"banned": ""}, {"required": ["a", ""]}, {"required": "bad", "banned": "a"}])
 def test_strings_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
@@ -168,6 +214,12 @@ def test_banned_and_required_strings(sampler: LocalSampler) -> None:
     assert not any(common in sample.text for sample in ask(sampler, samples=32, banned=common))
     kept = ask(sampler, samples=32, required="42", regex="[0-9]+")
     assert all("42" in sample.text for sample in kept if sample.finished)
+
+
+def test_answers_meet_several_constraints_at_once(sampler: LocalSampler) -> None:
+    found = ask(sampler, regex="[0-9]{4}", required="42")
+    assert all(sample.finished and re.fullmatch("[0-9]*42[0-9]*", sample.text) and len(sample.text) == 4 for sample in found)
+    assert {sample.text for sample in ask(sampler, regex="(ab|cd|é日)", banned=["b", "日"])} == {"cd"}
 
 
 def test_stop_strings_end_an_answer_and_are_cut(sampler: LocalSampler) -> None:

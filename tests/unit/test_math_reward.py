@@ -82,6 +82,24 @@ def test_expressions_are_compared_by_their_value() -> None:
     assert values(pairs) == [1.0, 1.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("expected", "text"),
+    [
+        ("18", "The answer is 18. I hope this answer is helpful!"),
+        ("18", "The answer is easy. Six times three makes 18."),
+        ("10000", "$10{,}000$"),
+        ("10000", "It costs $10{,}000$ in all."),
+        ("10000", "\\boxed{10{,}000\\text{ dollars}}"),
+        ("10000", "\\boxed{10\\,000}"),
+        ("10000", "\\boxed{10,\\!000\\text{ m}}"),
+        ("1{,}234{,}567", "The answer is 1\\,234\\,567."),
+        ("10\\,000", "10000"),
+    ],
+)
+def test_numbers_are_read_as_they_are_written(expected: str, text: str) -> None:
+    assert values([(expected, text), ("10", text), ("0", text)]) == [1.0, 0.0, 0.0]
+
+
 def test_verdicts_say_what_was_found() -> None:
     reward = MathReward("goal", timeout=30.0, retries=0)
     notes = [verdict.note for verdict in reward.judge([rolled(text, goal="18") for text in ("It is 17.", "18", "?")])]

@@ -453,6 +453,30 @@ def test_a_run_whose_reward_fails_goes_on_when_it_is_mended(tmp_path: Path, caps
         assert torch.equal(weight, weights(again)[name]), name
 
 
+@pytest.mark.parametrize("method", ["ppo budget", "reinforce", "rloo target"])
+def test_a_round_whose_watch_fails_is_begun_again_as_it_was(method: str, tmp_path: Path) -> None:
+    """Coefficient, baseline and weights that the round moved before its evaluator went down are put back, and not moved twice."""
+
+    class Down(Watcher):
+        """Its evaluator is down in the second round."""
+
+        def __call__(self, number: int, answers: Sequence[Judged], metrics: Any) -> Watched:
+            if number == 1:
+                raise RewardError("the evaluator is down")
+            return super().__call__(number, answers, metrics)
+
+    name, _, held = method.partition(" ")
+    kl = {"budget": KLSettings(budget=1e-3), "target": KLSettings(target=5.0, horizon=100)}.get(held, KLSettings())
+    whole = trained(tmp_path / "whole", name, watch=[Watcher()], kl=kl)
+    with pytest.raises(RewardError, match="the evaluator is down"):
+        trained(tmp_path / "cut", name, watch=[Down()], kl=kl)
+    again = trained(tmp_path / "cut", name, watch=[Watcher()], kl=kl)
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert held != "budget" or metrics_of(tmp_path / "cut")[4]["kl/pulled_back"] > 0
+    for part, weight in weights(whole).items():
+        assert torch.equal(weight, weights(again)[part]), part
+
+
 @pytest.mark.parametrize("where", ["held-out answers", "the last measurement"])
 def test_a_run_that_fails_at_its_end_is_kept(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is down when the run is measured for the last time costs no step of it."""
@@ -709,6 +733,70 @@ def test_answers_that_could_not_be_judged_are_left_out_and_counted(tmp_path: Pat
     row = metrics_of(tmp_path)[0]
     assert row["rollouts/unjudged"] == 11
     assert row["rollouts/learned_from"] == 32 - 11
+
+
+class OneFlat(EvenTokens):
+    """Answers to the first of eight prompts are worth the same; of those to fewer prompts, which replace others, `known` says whether."""
+
+    def __init__(self, *, known: bool) -> None:
+        self.known = known
+
+    def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+        if len(rolled) < 32:
+            return super().judge(rolled) if self.known else [Verdict(None, note="who knows")] * len(rolled)
+        return [Verdict(1.0)] * 4 + super().judge(rolled)[4:]
+
+
+def test_answers_that_others_replace_were_judged(tmp_path: Path) -> None:
+    run(tmp_path, "dapo", reward=OneFlat(known=True), train={"steps": 1})
+    assert len((tmp_path / "rollouts" / "round-000001.jsonl").read_text().splitlines()) > 8
+    assert metrics_of(tmp_path)[0]["rollouts/unjudged"] == 0
+
+
+def test_prompts_drawn_for_others_may_be_beyond_the_reward(tmp_path: Path) -> None:
+    """All of a round, not each of its draws, has to be beyond it to end the run."""
+    run(tmp_path, "dapo", reward=OneFlat(known=False), train={"steps": 1})
+    aside = (tmp_path / "unjudged" / "round-000001.jsonl").read_text().splitlines()
+    row = metrics_of(tmp_path)[0]
+    assert row["rollouts/unjudged"] == len(aside) >= 4
+    assert row["rollouts/learned_from"] >= 4
+
+
+def test_one_held_out_answer_beyond_the_reward_does_not_refuse_the_run(tmp_path: Path) -> None:
+    class Shy(EvenTokens):
+        """Judges no answer that comes alone."""
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            return super().judge(rolled) if len(rolled) > 1 else [Verdict(None, note="who knows")]
+
+    train = {"eval_every": 2, "keep_best": "eval/reward"}
+    run(tmp_path / "run", "grpo", reward=Shy(), heldout=4, train=train)
+    assert [row["eval/reward"] >= 0 for row in metrics_of(tmp_path / "run") if "eval/reward" in row] == [True, True]
+    with pytest.raises(OptionError, match="did you mean 'eval/reward'"):
+        run(tmp_path / "no", "grpo", reward=Shy(), heldout=4, train={**train, "keep_best": "eval/rewards"})
+    with pytest.raises(RewardError, match="none of 1 answers"):
+        run(tmp_path / "none", "grpo", reward=Shy(), heldout=1, train=train)
+
+
+def test_answers_whose_greedy_one_is_beyond_the_reward_are_kept(tmp_path: Path) -> None:
+    """ReMax cannot learn from them."""
+
+    class Shy(EvenTokens):
+        """Says nothing of the first greedy answer, which are asked about before the others."""
+
+        calls = 0
+
+        def judge(self, rolled: Sequence[Rolled]) -> list[Verdict]:
+            self.calls += 1
+            found = super().judge(rolled)
+            return [Verdict(None, note="who knows"), *found[1:]] if self.calls == 1 else found
+
+    run(tmp_path, "remax", reward=Shy(), train={"steps": 1}, rollout=rollout("remax", samples=2))
+    row = metrics_of(tmp_path)[0]
+    assert (row["rollouts/unjudged"], row["rollouts/learned_from"]) == (1, 14)
+    kept, aside = ((tmp_path / name / "round-000001.jsonl").read_text().splitlines() for name in ("rollouts", "unjudged"))
+    assert (len(kept), len(aside)) == (8, 1)
+    assert json.loads(aside[0])["where"] == json.loads(kept[-1])["where"]
 
 
 def test_a_watcher_can_stop_the_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 
 from prefopt.errors import ModelError, OptionError
 from prefopt.model.reading import Reading, of_solution
+from prefopt.rollout.ensemble import average, combine
+from prefopt.rollout.policy import RewardModel, load
 from prefopt.settings import HeadSettings
 from prefopt.training.setup import Setup
+from tests.worlds import language_model
 
 X = np.array([[1.0, 3.0], [2.0, 2.0], [4.0, -1.0]])
 
@@ -61,6 +65,31 @@ def test_solutions_are_ordered() -> None:
         p = rng.random(rng.integers(1, 6)).tolist()
         assert of_solution(p, "product") <= of_solution(p, "min") <= of_solution(p, "mean") + 1e-12
         assert of_solution(p, "last") == p[-1]
+
+
+def saved(folder: Path, seed: int, solution: Any = "") -> str:
+    """The folder of a reward model."""
+    model = language_model("reward", seed=seed)
+    assert isinstance(model, RewardModel)
+    model.reading = Reading(solution=solution)
+    model.save(folder)
+    return str(folder)
+
+
+def test_process_reward_models_are_no_members(tmp_path: Path) -> None:
+    """Members are asked about whole answers; an ensemble that was made of such models before is refused too."""
+    judging = [saved(tmp_path / f"p{seed}", seed, "min") for seed in (0, 1)]
+    with pytest.raises(ModelError, match=r"p0: a process reward model(.|\n)*rule: average_weights"):
+        combine(judging, tmp_path / "out", rule="mean", k=1.0)
+    assert not (tmp_path / "out").exists()
+    average(judging, tmp_path / "mean")
+    one = load(str(tmp_path / "mean"))
+    assert isinstance(one, RewardModel)
+    assert one.reading.solution == "min"
+    combine([saved(tmp_path / f"m{seed}", seed) for seed in (0, 1)], tmp_path / "old", rule="mean", k=1.0)
+    saved(tmp_path / "old" / "member-2", 1, "min")
+    with pytest.raises(ModelError, match="member-2: a process reward model"):
+        load(str(tmp_path / "old"))
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from prefopt.errors import DataError, OptionError, PrefoptError, RewardError
+from prefopt.errors import DataError, OptionError, PrefoptError, RewardError, TemplateError
+from prefopt.model.reading import Reading
 from prefopt.rollout.policy import RewardModel
 from prefopt.rollout.rewards import Rolled, Verdict, build
 from prefopt.rollout.rewards.combine import Sum, length_penalty, missing_eos, soft_overlong
@@ -23,8 +26,10 @@ from prefopt.rollout.rewards.function import FunctionReward
 from prefopt.rollout.rewards.model import ModelReward
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import RewardSettings
+from prefopt.text.chat import Renderer
 from prefopt.types import Example, Message
 from prefopt.world import World
+from tests.chat_shapes import tokenizer
 from tests.worlds import language_model
 
 
@@ -74,6 +79,49 @@ def test_a_reward_model_reads_a_cut_answer_without_a_stop_token() -> None:
     assert ended.value == pytest.approx(model.tree_scores([tree])[0], abs=1e-6)
     assert cut.value == pytest.approx(model.tree_scores([short])[0], abs=1e-6)
     assert cut.value != pytest.approx(ended.value, abs=1e-4)
+
+
+def reader(name: str, solution: Any = "") -> RewardModel:
+    """A tiny reward model of 64 tokens with a real tokenizer and chat template."""
+    words = tokenizer(name)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1}
+    config = AutoConfig.for_model("llama", vocab_size=len(words), max_position_embeddings=64, pad_token_id=0, **shape)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    return RewardModel(model, words, Renderer(words), "tiny", reading=Reading(solution=solution))
+
+
+ASKED = (Message("user", "What is the capital?"),)
+
+
+@pytest.mark.parametrize("solution", ["", "min"])
+def test_answers_that_a_reward_model_cannot_read_are_not_judged_and_the_others_are(solution: str) -> None:
+    model = reader("llama3", solution)
+    texts = ["the town", "the <|eot_id|> town", "town " * 100, " the town\nhall \n"]
+    verdicts = ModelReward(model).judge([rolled(text, prompt=ASKED) for text in texts])
+    assert [verdict.value is None for verdict in verdicts] == [False, True, True, False]
+    assert "holds the control token <|eot_id|>" in verdicts[1].note
+    assert "more than the 64 that the reward model takes" in verdicts[2].note
+    expected = model.score([ASKED] * 2, [[Message("assistant", text)] for text in (texts[0], texts[3])])
+    assert [verdicts[0].value, verdicts[3].value] == pytest.approx(expected, abs=1e-6)
+    assert [verdict.value for verdict in ModelReward(model).judge([rolled(texts[1], prompt=ASKED)])] == [None]
+    assert ModelReward(model).judge([]) == []
+
+
+def test_steps_of_an_answer_are_judged_where_the_template_trims_it() -> None:
+    model = reader("llama3", "min")
+    found = model.step_scores([ASKED] * 2, [[Message("assistant", text)] for text in ("the town\nhall", " the town\nhall\n")])
+    assert len(found[0]) == 2
+    assert found[1] == pytest.approx(found[0], abs=1e-6)
+
+
+def test_prompts_that_a_reward_model_cannot_read_are_refused_before_anything_is_sampled() -> None:
+    strict = ModelReward(reader("gemma"))
+    strict.check([rolled(prompt=ASKED).example])
+    with pytest.raises(TemplateError, match=r"p\.jsonl:1: .*System role not supported"):
+        strict.check([rolled(prompt=(Message("system", "Be brief."), *ASKED)).example])
+    with pytest.raises(DataError, match=r"p\.jsonl:1: prompt and answer have \d+ tokens, more than the 64(.|\n)*data\.max_length"):
+        strict.check([rolled(prompt=ASKED).example, rolled(prompt=(Message("user", "town " * 100),)).example])
 
 
 def test_what_one_source_cannot_judge_is_not_judged() -> None:

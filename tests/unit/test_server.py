@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -85,6 +86,19 @@ def test_the_seed_names_the_samples(local: LocalSampler) -> None:
     with serving(local) as (url, _):
         one, again, other = (flat(client(url, local).sample(PROMPTS, settings(seed=seed))) for seed in (1, 1, 2))
     assert one == again != other
+
+
+def test_penalties_of_the_models_generation_config_are_not_applied(local: LocalSampler) -> None:
+    """vLLM applies them to every request that does not name them, and its log-probs are then those of another distribution."""
+    with serving(local, penalty=True) as (url, handler):
+        found = client(url, local).sample(PROMPTS, settings())
+    with serving(local) as (url, _):
+        expected = client(url, local).sample(PROMPTS, settings())
+    assert flat(found) == flat(expected)
+    for mine, own in zip(chain(*found), chain(*expected), strict=True):
+        np.testing.assert_allclose(mine.logps, own.logps, atol=1e-6)
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    assert all(neutral.items() <= asked.items() for asked in handler.served)
 
 
 @pytest.mark.parametrize(

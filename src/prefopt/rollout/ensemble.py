@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def open_ensemble(settings: ModelSettings) -> Ensemble:
         reading = Reading.from_config(found["reading"], settings.path)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{ENSEMBLE} cannot be read ({error!r})", where=settings.path, fix="make the ensemble again") from error
+    _refuse_steps({str(folder / name): _reading(folder / name) for name in names})
     if base is not None:
         return _adapters(replace(settings, path=str(folder / base)), folder, names, reading)
     models = [load(**{**vars(settings), "path": str(folder / name)}, kind="reward") for name in names]
@@ -109,7 +110,7 @@ def combine(members: Sequence[str], out: Path, *, rule: Rule, k: float) -> Readi
         k: standard deviations that lower_bound takes off.
 
     Raises:
-        ModelError: fewer than two members, members that read other tokens, or adapters of different bases.
+        ModelError: fewer than two members, members that read other tokens or judge steps, or adapters of different bases.
     """
     paths = _checked(members)
     adapters = [(path / ADAPTER).exists() for path in paths]
@@ -119,6 +120,7 @@ def combine(members: Sequence[str], out: Path, *, rule: Rule, k: float) -> Readi
         )
     names = [f"member-{i}" for i in range(1, len(paths) + 1)]
     readings = [_reading(path) for path in paths]
+    _refuse_steps(dict(zip(members, readings, strict=True)))
     out.mkdir(parents=True, exist_ok=True)
     for path, name, reading in zip(paths, names, readings, strict=True):
         shutil.copytree(path, out / name, dirs_exist_ok=True)
@@ -175,6 +177,15 @@ def _checked(members: Sequence[str]) -> list[Path]:
         fix = "all members must have one tokenizer and chat template"
         raise ModelError("the members read different tokens", where="members", fix=fix)
     return paths
+
+
+def _refuse_steps(readings: Mapping[str, Reading]) -> None:
+    """Members are asked about whole answers, in which a process reward model sees one step."""
+    judging = next((member for member, reading in readings.items() if reading.solution), None)
+    if judging is not None:
+        raise ModelError(
+            "a process reward model cannot be a member: an ensemble reads no steps", where=judging, fix="rule: average_weights"
+        )
 
 
 def _model_of(path: Path) -> Path:

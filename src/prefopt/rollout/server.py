@@ -30,6 +30,8 @@ KEY = "PREFOPT_ROLLOUT_KEY"
 """Environment variable with the server's API key."""
 RELOAD = 600.0
 """Seconds a server may take to read new weights."""
+UNPENALISED = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""Said in every request, since a server takes what is left out from the generation_config.json of its model."""
 _TOKEN = re.compile(r"token_id:(\d+)")
 
 
@@ -115,6 +117,7 @@ class ServerSampler:
             "top_p": settings.top_p,
             "top_k": settings.top_k or -1,
             "min_p": settings.min_p,
+            **UNPENALISED,
             "seed": seed,
             "stop": listed(settings.stop, "rollout.stop"),
             "stop_token_ids": list(self._stop_ids),

@@ -350,15 +350,24 @@ def _steps(text: str, stop: str, completion: Completion) -> list[_Piece]:
     """A scored text cut after each reasoning step; its stop token belongs to none, whatever the step says."""
     pieces, at = [], 0
     for step, label in zip(completion.steps, completion.step_labels, strict=bool(completion.step_labels)):
-        begin = text.find(step, at)
-        if begin < 0:
+        end = _end_of(step, text, at)
+        if end < 0:
             raise DataError(f"the step {step[:40]!r} is not in the completion after the steps before it")
-        end = begin + len(step)
         if end > at:
             pieces.append(_Piece(text[at:end], True, label))
             at = end
     rest = text[at:] + stop
     return [*pieces, _Piece(rest, True)] if rest else pieces
+
+
+def _end_of(step: str, text: str, at: int) -> int:
+    """Where a step ends in the text from `at` on; -1 for nowhere. Templates may trim the space around the whole text."""
+    step = step if at else step.lstrip() or step
+    begin = text.find(step, at)
+    if begin >= 0:
+        return begin + len(step)
+    last, whole = step.rstrip(), text.rstrip()
+    return len(whole) if last and whole[at:].endswith(last) else -1
 
 
 def _altered(turn: int, turns: int) -> TemplateError:

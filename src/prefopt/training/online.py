@@ -37,6 +37,8 @@ from prefopt.training.setup import Setup
 from prefopt.types import TokenTree, plain
 
 Found = TypeVar("Found")
+Asked = tuple[TokenTree, list[Answer], Answer | None]
+"""A prompt, its answers, judged or not, and the greedy one where the method compares with it."""
 
 EVALUATION = 2**31
 """The round number that draws the random numbers of held-out answers."""
@@ -90,6 +92,8 @@ class Rounds:
         self.dropped: list[Group] = []
         self.reason = ""
         self.best: dict[str, Tensor] = {}
+        self.unpulled: dict[str, Tensor] = {}
+        """Weights as they came to the round that is being made, where it pulled them back."""
         self.hacked = False
         self.first = self._weights() if self.online.anew == "policy" or setup.held.budget is not None else {}
         self.source = Source(job, model, setup.rollout)
@@ -120,10 +124,13 @@ class Rounds:
 
     def evaluate(self, first: int | None = None) -> dict[str, float]:
         """Reward, length and, with a reference, KL of one answer to each held-out prompt."""
-        groups = self._ask(self.heldout[:first], EVALUATION, samples=1)
-        found = {name: value for name, value in summary(groups).items() if name in ("reward", "completions/mean_length")}
-        if self._apart and groups:
-            found["objective/kl"] = self._kl(groups)[0]
+        asked = self._ask(self.heldout[:first], EVALUATION, samples=1)
+        if first is None:  # one answer that cannot be judged says nothing of the others
+            self._some_judged(asked)
+        groups = _judged(asked)
+        found = {name: summary(groups).get(name, math.nan) for name in ("reward", "completions/mean_length")}
+        if self._apart:
+            found["objective/kl"] = self._kl(groups)[0] if groups else math.nan
         return {f"eval/{name}": value for name, value in found.items()}
 
     def finish(self) -> str:
@@ -179,19 +186,33 @@ class Rounds:
     # --- one round
 
     def _new(self, number: int) -> Round:
+        """A round. Where it cannot be had, everything is left as before it: the run is kept so, and begins the round again."""
+        held, baseline, reason, self.unpulled = self.controller.state(), self.baseline, self.reason, {}
+        try:
+            return self._made(number)
+        except PrefoptError:
+            self.controller.load(held)
+            self.baseline, self.reason = baseline, reason
+            if self.unpulled:
+                self._put(self.unpulled)
+            raise
+        finally:
+            self.unpulled = {}
+
+    def _made(self, number: int) -> Round:
         """Sample, judge, measure, and make what the loss reads."""
         if self.online.anew == "reference" and self.job.reference is not None:
             self.job.reference.sync(self.job.model, 1.0)
-        asked, made = self._sampled(number)
+        made = self._sampled(number)
         before = None
         for _ in range(PULLS):
             kl = self._kl_beyond(made)
             if kl is None or not self._pull_back(kl):
                 break
             before = kl if before is None else before
-            asked, made = self._sampled(number)
+            made = self._sampled(number)
         groups = made.groups
-        metrics = summary(groups) | {"rollouts/unjudged": float(asked - sum(len(group.answers) for group in groups))}
+        metrics = summary(groups) | {"rollouts/unjudged": float(len(self.unjudged))}
         self._steer(made, metrics, before)
         trees = self._learn_from(made, metrics) if groups else []
         self._record(number, groups)
@@ -202,12 +223,12 @@ class Rounds:
                 optimizer.state.clear()
         return Round(number, trees, metrics)
 
-    def _sampled(self, number: int) -> tuple[int, Made]:
-        """How many answers were asked for, and those that came with what was measured of them."""
+    def _sampled(self, number: int) -> Made:
+        """The answers of the round with what was measured of them."""
         self.unjudged, self.dropped = [], []
-        asked, groups = self._gather(number)
+        groups = self._gather(number)
         measured = self._measure(groups) if groups and self._has_to_measure(number) else []
-        return asked, Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
+        return Made(groups, measured, 0.0, self.setup.held, self.setup.online, self.baseline)
 
     def _kl_beyond(self, made: Made) -> float | None:
         """The KL of a round that began beyond its budget, None of any other."""
@@ -222,6 +243,7 @@ class Rounds:
         share = self.controller.share(kl)
         if share is not None:
             now = self._weights()
+            self.unpulled = self.unpulled or now
             self._put({name: torch.lerp(first, now[name], share) if share else first for name, first in self.first.items()})
         return share is not None
 
@@ -291,23 +313,31 @@ class Rounds:
 
     # --- sampling and judging
 
-    def _gather(self, number: int) -> tuple[int, list[Group]]:
-        """How many answers were asked for, and the prompts of the round with those that could be judged."""
-        rows, kept, seen, asked = self.plan.step(number), [], set[int](), 0
+    def _gather(self, number: int) -> list[Group]:
+        """The prompts of the round with those of their answers that could be judged.
+
+        Raises:
+            RewardError: the reward is wrong, or has judged nothing so far.
+        """
+        rows, kept, seen, drawn = self.plan.step(number), list[Group](), set[int](), list[Asked]()
         wanted, samples = len(rows), self.setup.rollout.samples
         dynamic = self.online.dynamic if self.setup.online.dynamic is None else self.setup.online.dynamic
+        with_greedy = "greedy" in self.online.arguments
         for draw in range(self.setup.online.draws if dynamic else 1):
             seen.update(rows)
-            groups = self._ask([self.train[i] for i in rows], number, draw, samples=samples)
-            asked += len(rows) * samples
-            kept += [group for group in groups if not (dynamic and group.undecided)]
-            self.dropped += [group for group in groups if dynamic and group.undecided]
+            asked = self._ask([self.train[i] for i in rows], number, draw, samples=samples)
+            drawn += asked
+            self._some_judged(drawn)
+            self.unjudged += [(prompt, a) for prompt, answers, greedy in asked for a in _all(answers, greedy) if a.verdict.value is None]
+            for group in _judged(asked):
+                no_use = (with_greedy and math.isnan(group.greedy)) or (dynamic and group.undecided)
+                (self.dropped if no_use else kept).append(group)
             rest = np.random.default_rng([self.setup.train.seed, number, draw, 1]).permutation(len(self.train))
             rows = [int(i) for i in rest if i not in seen][: wanted - len(kept)]
             if not rows:
                 break
         self.dropped += kept[wanted:]
-        return asked, kept[:wanted]
+        return kept[:wanted]
 
     def _shared(self, prompts: Sequence[TokenTree], work: Callable[[Sequence[TokenTree]], list[Found]]) -> list[Found]:
         """What `work` makes of each prompt; every rank works on its share, and all hold all of it then."""
@@ -316,23 +346,10 @@ class Rounds:
         shares = distributed.together(lambda: work(mine) if mine else [])
         return [shares[i % ranks][i // ranks] for i in range(len(prompts))]
 
-    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[Group]:
-        """Answers to each prompt, judged; those that could not be are left out, and prompts without any.
-
-        Raises:
-            RewardError: the reward is wrong, or judges nothing.
-        """
+    def _ask(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[Asked]:
+        """Answers to each prompt, judged."""
         answered = self._shared(prompts, lambda mine: self._answered(mine, *stamp, samples=samples))
-        with_greedy = "greedy" in self.online.arguments
-        for found in ([a for answers, _ in answered for a in answers], [g for _, g in answered if g is not None]):
-            self._some_judged(prompts, answered, [answer.verdict for answer in found])
-        pairs = zip(prompts, answered, strict=True)
-        self.unjudged += [(prompt, answer) for prompt, (answers, _) in pairs for answer in answers if answer.verdict.value is None]
-        groups = [
-            Group(prompt, tuple(a for a in answers if a.verdict.value is not None), float("nan") if greedy is None else greedy.score)
-            for prompt, (answers, greedy) in zip(prompts, answered, strict=True)
-        ]
-        return [group for group in groups if group.answers and not (with_greedy and math.isnan(group.greedy))]
+        return [(prompt, answers, greedy) for prompt, (answers, greedy) in zip(prompts, answered, strict=True)]
 
     def _answered(self, prompts: Sequence[TokenTree], *stamp: int, samples: int) -> list[tuple[list[Answer], Answer | None]]:
         """Judged answers to each prompt, and the greedy one where the method compares with it."""
@@ -363,15 +380,19 @@ class Rounds:
             for samples, flags in zip(drawn, mine, strict=True)
         ]
 
-    def _some_judged(
-        self, prompts: Sequence[TokenTree], answered: Sequence[tuple[list[Answer], Answer | None]], verdicts: Sequence[Verdict]
-    ) -> None:
-        if not verdicts or any(verdict.value is not None for verdict in verdicts):
-            return
-        what = f"none of {len(verdicts)} answers could be judged: {verdicts[0].note}"
-        error = RewardError(what, where="reward", fix="mend the reward and give the same command again")
-        pairs = zip(prompts, answered, strict=True)
-        raise self._kept(error, [(_row(prompt), answer.sample) for prompt, (answers, _) in pairs for answer in answers])
+    def _some_judged(self, asked: Sequence[Asked]) -> None:
+        """Go on only where some of the answers could be judged, and some of the greedy ones.
+
+        Raises:
+            RewardError: none could; they are kept.
+        """
+        every = [answer for _, answers, _ in asked for answer in answers]
+        for found in (every, [greedy for _, _, greedy in asked if greedy is not None]):
+            if not found or any(answer.verdict.value is not None for answer in found):
+                continue
+            what = f"none of {len(found)} answers could be judged: {found[0].verdict.note}"
+            error = RewardError(what, where="reward", fix="mend the reward and give the same command again")
+            raise self._kept(error, [(_row(prompt), answer.sample) for prompt, answers, _ in asked for answer in answers])
 
     def _kept(self, error: PrefoptError, answers: Sequence[tuple[Any, Sample]]) -> PrefoptError:
         """The error, with the place where answers that would be lost are kept."""
@@ -409,8 +430,8 @@ class Rounds:
         self.job.version += 1
 
     def _record(self, number: int, groups: Sequence[Group]) -> None:
-        """Every judged answer of the round, for people and for later training: a ranking of scored completions a line; those that others
-        replaced, because nothing is learned from them, stand last.
+        """Every judged answer of the round, for people and for later training: a ranking of scored completions a line; those from which
+        nothing is learned, because others replaced them or nothing is known of the greedy one, stand last.
         """
         if distributed.rank():
             return
@@ -478,6 +499,19 @@ def explained(values: Tensor, returns: Tensor) -> float:
     """The share of the returns' variance that the critic knew: 1 - Var(R - V)/Var(R); 0 where the returns have none."""
     total = float(returns.double().var(correction=0))
     return 1 - float((returns.double() - values.double()).var(correction=0)) / total if total else 0.0
+
+
+def _judged(asked: Sequence[Asked]) -> list[Group]:
+    """The answers that could be judged; prompts without any are left out."""
+    groups = [
+        Group(prompt, tuple(a for a in answers if a.verdict.value is not None), float("nan") if greedy is None else greedy.score)
+        for prompt, answers, greedy in asked
+    ]
+    return [group for group in groups if group.answers]
+
+
+def _all(answers: Sequence[Answer], greedy: Answer | None) -> list[Answer]:
+    return [*answers, *([] if greedy is None else [greedy])]
 
 
 def _row(tree: TokenTree) -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 from prefopt.errors import OptionError
-from prefopt.rollout.constrain.regex import Regex
+from prefopt.rollout.constrain.regex import LAST, Regex, span
 from prefopt.settings import RolloutSettings
+
+SEARCHED = 20_000
+"""States of several conditions that are looked at for a way to an answer, before one is taken for granted."""
 
 
 class Machine(Protocol):
@@ -64,27 +68,84 @@ class Required(Strings):
 
 
 class All:
-    """Several conditions at once."""
+    """Several conditions at once.
+
+    An expression may leave no way to go on that meets the others: a state from which no text leads to where all accept is refused. It is
+    searched for by letters of which each stands for all that every machine reads alike.
+    """
 
     def __init__(self, machines: Sequence[Machine]) -> None:
         self._machines = machines
         self.start: tuple[Hashable, ...] = tuple(machine.start for machine in machines)
+        self._regex = next((place for place, machine in enumerate(machines) if isinstance(machine, Regex)), None)
+        self._own = {ord(c) for machine in machines if isinstance(machine, Strings) for string in machine.strings for c in string.decode()}
+        borders = {0}.union(*(machine.borders() for machine in machines if isinstance(machine, Regex)))
+        self._letters = sorted(self._own | {self._other(border) for border in borders})
+        self._alive: dict[Any, bool] = {}
 
     def step(self, state: Any, byte: int) -> Any:
         """One more byte."""
-        after = tuple(machine.step(part, byte) for machine, part in zip(self._machines, state, strict=True))
-        return None if None in after else after
+        after = self._step(state, byte)
+        return after if after is not None and self.alive(after) else None
 
     def accepts(self, state: Any) -> bool:
         """Each of them does."""
         return all(machine.accepts(part) for machine, part in zip(self._machines, state, strict=True))
+
+    def alive(self, state: Any) -> bool:
+        """Whether some text leads from here to where all accept: strings alone always leave one, an expression may not."""
+        if self._regex is not None and state not in self._alive:
+            self._search(state)
+        return self._alive.get(state, True)
+
+    def _search(self, state: Any) -> None:
+        """Breadth first; what is found out holds for all states on the way there, or for all that were reached."""
+        came: dict[Any, Any] = {state: None}
+        todo = deque([state])
+        while todo:
+            at = todo.popleft()
+            if self._alive.get(at) or self.accepts(at):
+                while at is not None:
+                    self._alive[at] = True
+                    at = came[at]
+                return
+            if len(came) > SEARCHED:
+                self._regex = None
+                return
+            new = dict.fromkeys((after for after in self._reached(at) if after not in came and self._alive.get(after, True)), at)
+            came |= new
+            todo += new
+        self._alive |= dict.fromkeys(came, False)
+
+    def _reached(self, state: Any) -> Iterator[Any]:
+        """The states after one more letter, or after the rest of one that has begun."""
+        assert self._regex is not None
+        begun = state[self._regex][1]
+        low, high, _ = (span(begun) if begun else None) or (0, LAST, False)
+        for letter in {self._other(low), *self._letters}:
+            if low <= letter <= high:
+                after = state
+                for byte in chr(letter).encode()[len(begun) :]:
+                    after = None if after is None else self._step(after, byte)
+                if after is not None:
+                    yield after
+
+    def _step(self, state: Any, byte: int) -> Any:
+        after = tuple(machine.step(part, byte) for machine, part in zip(self._machines, state, strict=True))
+        return None if None in after else after
+
+    def _other(self, letter: int) -> int:
+        """The first character from here on that is in none of the strings; halves of surrogate pairs are no characters."""
+        while letter in self._own or 0xD800 <= letter <= 0xDFFF:
+            letter += 1
+        return letter
 
 
 def constraint(settings: RolloutSettings) -> Machine | None:
     """What the settings say an answer may be; None where it may be anything.
 
     Raises:
-        OptionError: an expression that cannot be used, an empty string, or a string both banned and required.
+        OptionError: an expression that cannot be used, an empty string, a string both banned and required, or no answer that meets all.
     """
     machines: list[Machine] = [Regex(settings.regex)] if settings.regex is not None else []
     for name, make in (("banned", Banned), ("required", Required)):
@@ -94,7 +155,13 @@ def constraint(settings: RolloutSettings) -> Machine | None:
     clash = [r for r in listed(settings.required, "") for b in listed(settings.banned, "") if b in r]
     if clash:
         raise OptionError(f"{clash[0]!r} is required but holds a banned string", where="rollout.required", fix="see rollout.banned")
-    return None if not machines else machines[0] if len(machines) == 1 else All(machines)
+    if len(machines) < 2:
+        return machines[0] if machines else None
+    whole = All(machines)
+    if not whole.alive(whole.start):
+        what = "no answer that matches holds all required strings and none that is banned: the constraints exclude each other"
+        raise OptionError(what, where="rollout.regex", fix="see rollout.required and rollout.banned")
+    return whole
 
 
 def stopper(settings: RolloutSettings) -> Strings | None:

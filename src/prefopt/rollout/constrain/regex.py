@@ -64,6 +64,10 @@ class Regex:
         """The state after one more byte; None where nothing that begins so matches."""
         return self._next(state, byte)
 
+    def borders(self) -> set[int]:
+        """Where a class of characters begins, and where one has ended: between two of these all characters are read alike."""
+        return {border for moves in self._nfa.moves for ranges, _ in moves for low, high in ranges for border in (low, high + 1)}
+
     def accepts(self, state: State) -> bool:
         """Whether what was read matches."""
         return not state[1] and self._end in state[0]
@@ -71,10 +75,10 @@ class Regex:
     def _follow(self, state: State, byte: int) -> State | None:
         positions, pending = state
         read = pending + bytes([byte])
-        span = _span(read)
-        if span is None:
+        found = span(read)
+        if found is None:
             return None
-        low, high, complete = span
+        low, high, complete = found
         moves = [move for position in positions for move in self._nfa.moves[position]]
         if not complete:
             return (positions, read) if any(_meets(ranges, low, high) for ranges, _ in moves) else None
@@ -186,7 +190,7 @@ def _meets(ranges: Ranges, low: int, high: int) -> bool:
 
 
 @cache
-def _span(read: bytes) -> tuple[int, int, bool] | None:
+def span(read: bytes) -> tuple[int, int, bool] | None:
     """The first and last code point whose UTF-8 begins with these bytes, and whether it is complete; None where there is none."""
     lead = read[0]
     size = 1 if lead < 0x80 else 2 if 0xC2 <= lead <= 0xDF else 3 if 0xE0 <= lead <= 0xEF else 4 if 0xF0 <= lead <= 0xF4 else 0

@@ -1,6 +1,7 @@
 r"""The final answer inside a solution, and whether two plain numbers are the same.
 
-A solution says its answer in one of these ways; the first that occurs counts, and of several of a kind the last:
+A solution says its answer in one of these ways; the first that occurs counts, and of several of a kind the last
+(where a number is asked for, the last sentence that has one):
 
     \boxed{...}      #### ... (or a line "A: ...")      "the answer is ..." or "Answer: ..."      the last $...$      the last number
 """
@@ -17,6 +18,7 @@ _NUMBER = re.compile(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<
 _PLAIN = re.compile(r"([-+]?)\$?\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:\s?/\s?(\d+))?\s*(?:\\?%)?\.?")
 _UNIT = re.compile(r"\\(?:text|mathrm|mbox)\{[^}]*\}|\\[%$!, ]")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
 
 
 def final_answer(text: str, *, number: bool = False) -> str | None:
@@ -32,12 +34,15 @@ def final_answer(text: str, *, number: bool = False) -> str | None:
     '\\\\frac{1}{2}'
     """
     text = text.replace("−", "-").replace("\\$", "$")
+    text = _grouped(text) if number else text
     found = boxed(text)
     if found is None:
         found = _last(_MARK, text)
     if found is None:
-        found = _last(_SAID, text)
-        found = _shortened(found) if found else None
+        said = [_shortened(match[1].strip()) for match in _SAID.finditer(text)]
+        if number:  # a sentence without one, such as "I hope this answer is helpful", says nothing
+            return next((told for sentence in reversed(said) if (told := _number_in(sentence)) is not None), _last_number(text))
+        found = (said or [""])[-1] or None
     if number:
         return _number_in(found) if found is not None else _last_number(text)
     return found if found is not None else _last(_INLINE, text) or _last_number(text)
@@ -62,7 +67,7 @@ def plain_number(text: str) -> Fraction | None:
     >>> plain_number("$1,250.50"), plain_number("3/4"), plain_number(r"\\frac{6}{8}"), plain_number("x")
     (Fraction(2501, 2), Fraction(3, 4), Fraction(3, 4), None)
     """
-    text = text.strip().strip("$").strip().replace("−", "-").replace("\\!", "").replace("{,}", ",")
+    text = _grouped(text.strip().strip("$").strip().replace("−", "-"))
     found = _FRACTION.fullmatch(text) or _PLAIN.fullmatch(text)
     if found is None:
         return None
@@ -73,6 +78,11 @@ def plain_number(text: str) -> Fraction | None:
             return None
         value /= int(under)
     return -value if sign == "-" else value
+
+
+def _grouped(text: str) -> str:
+    r"""Thousands as plain text has them: TeX writes 10{,}000, 10,\!000 and 10\,000."""
+    return _THIN.sub("", text.replace("\\!", "").replace("{,}", ","))
 
 
 def _last(pattern: re.Pattern[str], text: str) -> str | None:
@@ -95,5 +105,5 @@ def _number_in(said: str) -> str | None:
 
 
 def _last_number(text: str) -> str | None:
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(_grouped(text))
     return found[-1].strip() if found else None
