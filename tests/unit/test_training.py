@@ -227,6 +227,14 @@ def test_a_metric_nobody_measures_is_refused_before_the_first_step(tmp_path: Pat
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(("method", "name"), [("kto", "eval/rewards/chosen"), ("reward_ties", "eval/rewards/accuracies")])
+def test_a_metric_that_the_first_row_does_not_count_in_is_measured(method: str, name: str, tmp_path: Path) -> None:
+    """A thumb down is no chosen answer, and a tie has no winner."""
+    first = rows_for(method, 1, start=15)[0].branches
+    assert first[0].label is False if method == "kto" else first[0].rank == first[1].rank
+    assert name in run(tmp_path, method, rows=15, heldout=3, train={"keep_best": name}).metrics
+
+
 def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
     constant = {"schedule": "constant", "warmup": 0}
     train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3, **constant}

@@ -267,8 +267,12 @@ class Run:
         name = self.setup.train.keep_best
         if name is None:
             return
+        known: dict[str, float] = {}
+        sampled, rows, first = self.setup.row.online is not None, len(self.data.heldout), 1
         with torch.random.fork_rng(devices=[]):
-            known = self.stream.evaluate(first=1)
+            while name not in known and first < 2 * rows and not (sampled and known):  # of answers all metrics are measured, or none
+                known |= self.stream.evaluate(first=first)
+                first *= 2
         if name not in known:
             raise OptionError(f"{name} is not measured", where="train.keep_best", fix=did_you_mean(name, known))
 
