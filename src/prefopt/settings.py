@@ -226,9 +226,12 @@ class RewardSettings:
 
 
 def deciding(rollout: Mapping[str, Any]) -> dict[str, Any]:
-    """The rollout settings that decide what a training run samples: not where the engine is that is given its weights."""
-    elsewhere = {"url", "folder", "memory", "timeout", "retries"} if rollout["engine"] != "local" else set()
-    return {name: value for name, value in rollout.items() if name not in elsewhere}
+    """The rollout settings that decide what a training run samples: not where the engine is that is given its weights, nor how many
+    sequences this process decodes together.
+    """
+    local, elsewhere = {"batch_size"}, {"url", "folder", "memory", "timeout", "retries"}
+    without = local if rollout["engine"] == "local" else elsewhere
+    return {name: value for name, value in rollout.items() if name not in without}
 
 
 @dataclass(frozen=True, kw_only=True)

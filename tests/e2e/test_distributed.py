@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from prefopt.errors import OptionError
+from prefopt.settings import LoraSettings, ReferenceSettings
 from prefopt.training import shard
 from tests.ranks import together
 from tests.worlds import language_model, metrics_of, run
@@ -22,6 +25,7 @@ from prefopt.errors import OptionError
 from prefopt.settings import LoraSettings, ReferenceSettings
 from prefopt.training import fit
 from prefopt.training.fit import Interrupted
+from tests.e2e.test_distributed import FOLLOWS
 from tests.worlds import run
 folder, kind = Path(sys.argv[1]), sys.argv[2]
 train = {"steps": 3, "save_every": 2, "shard": kind == "shard"}
@@ -45,8 +49,11 @@ if kind == "shard":
                 Stop.calls += 1
                 return "SIGTERM" if Stop.calls >= after else ""
         return Stop
+    for rate, changes in FOLLOWS.items():
+        run(folder / rate, rows=13, **changes | {"train": changes["train"] | {"shard": True}})
     train = {"steps": 4, "shard": True, "precision": "bf16", "keep_best": "eval/loss", "eval_every": 1}
-    more = {"lora": {"lora": LoraSettings(rank=2, dropout=0.2)}, "sync": {"reference": ReferenceSettings(sync_every=2, sync_rate=0.5)}}
+    sync = {"reference": ReferenceSettings(sync_every=2, sync_rate=0.5)}
+    more = {"lora": {"lora": LoraSettings(rank=2, dropout=0.2)}, "sync": sync, "both": {"lora": LoraSettings(rank=2), **sync}}
     for name, changes in more.items():
         run(folder / name / "straight", heldout=5, train=train, **changes)
         real, fit.StopRequest = fit.StopRequest, stopped(2)
@@ -58,6 +65,15 @@ if kind == "shard":
             (folder / name / "stopped").write_text("")
 """
 METHODS = ("dpo", "kto", "bco", "reward")
+FOLLOWS: dict[str, dict[str, Any]] = {
+    f"follows at {rate}": {
+        "train": {"steps": 5, "learning_rate": 1e-2, "warmup": 0},
+        "lora": LoraSettings(rank=2),
+        "reference": ReferenceSettings(sync_every=2, sync_rate=rate),
+    }
+    for rate in (0.5, 1.0)
+}
+"""Runs whose reference is an adapter that follows the policy's."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +109,19 @@ def test_a_split_model_is_written_whole(ranks: dict[str, Path]) -> None:
     assert sum(p.numel() for p in opened.parameters()) == sum(p.numel() for p in language_model().model.parameters())
 
 
-@pytest.mark.parametrize("name", ["lora", "sync"])
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_the_adapter_of_a_split_reference_follows_as_a_whole_one(name: str, ranks: dict[str, Path], tmp_path: Path) -> None:
+    run(tmp_path, rows=13, **FOLLOWS[name])
+    mine, theirs = metrics_of(tmp_path), metrics_of(ranks["shard"] / name)
+    for one, other in zip(mine, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    assert abs(mine[3]["loss"] - math.log(2)) > 5e-3, "policy and reference have parted"
+    one, both = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, ranks["shard"] / name))
+    for part, weight in one.items():
+        torch.testing.assert_close(weight, both[part], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lora", "sync", "both"])
 def test_a_split_run_that_was_stopped_ends_as_one_that_was_not(name: str, ranks: dict[str, Path]) -> None:
     straight, parts = (ranks["shard"] / name / part for part in ("straight", "parts"))
     assert (ranks["shard"] / name / "stopped").exists()

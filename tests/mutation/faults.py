@@ -428,10 +428,10 @@ FORWARD: tuple[Line, ...] = (
 )
 REFERENCE: tuple[Line, ...] = (
     ("reference is the policy itself", "class AdapterReference", "self._swapped() if self._adapter else self.model.disable_adapter()", "contextmanager(lambda: (yield))()"),
-    ("sync replaces nothing", "class FrozenReference", "_lerp(mine, theirs, rate)", "_lerp(mine, mine, rate)"),
+    ("sync replaces nothing", "class FrozenReference", "_lerp(exact, theirs, rate)", "_lerp(exact, exact, rate)"),
     ("rate turned round", "def _lerp", "torch.lerp(mine.float(), theirs.detach().float(), rate)", "torch.lerp(theirs.detach().float(), mine.float(), rate)"),
     ("moved reference not kept", "class FrozenReference", "if self._moved else {}", "if False else {}"),
-    ("adapter not put back", "def _swapped", "p.data = kept[name]", "pass"),
+    ("adapter not put back", "def _swapped", "weight.copy_(kept[name])", "pass"),
     ("first sync from the policy's adapter", "class AdapterReference", "torch.zeros_like(p) if \"lora_B\" in name else", "p.detach().clone() if False else"),
     ("stale cache: weights not in the key", "def cache_key", "digest.update(weight.detach()", "(weight.detach()"),
     ("stale cache: mask not in the key", "def cache_key", " + b\"|\" + np.packbits(branch.scored).tobytes()", ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefopt.errors import DataError, ModelError, OptionError
+from prefopt.model import room
 from prefopt.rollout.constrain import Vocabulary, constraint
 from prefopt.rollout.constrain.regex import Regex
 from prefopt.rollout.local import LocalSampler
@@ -248,8 +250,13 @@ def test_what_cannot_be_done_is_said(sampler: LocalSampler) -> None:
         ask(endless, regex="ab")
 
 
-def test_a_batch_that_cannot_fit_is_refused_before_anything_is_sampled(sampler: LocalSampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefopt.rollout.local._free_memory", lambda device: 100_000)
+def test_a_batch_that_cannot_fit_is_refused_before_anything_is_sampled(
+    sampler: LocalSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here into what a container's limit leaves."""
+    for name, value in {"max": "300000", "current": "200000", "stat": "inactive_file 0"}.items():
+        (tmp_path / f"memory.{name}").write_text(value)
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
     assert len(ask(sampler, samples=4, batch_size=4)) == 8
     with pytest.raises(ModelError, match=r"64 sequences of up to 33 tokens need .* GB.*\n.*rollout\.batch_size"):
         ask(sampler, samples=64, batch_size=64)

@@ -22,7 +22,7 @@ from prefopt.model.mlp import quicken_mlps
 from prefopt.model.norm import quicken_norms
 from prefopt.model.room import is_oom
 from prefopt.pack.tree import pack
-from prefopt.settings import CriticSettings, ModelSettings, TrainSettings
+from prefopt.settings import CriticSettings, ModelSettings, ReferenceSettings, TrainSettings
 from prefopt.training.memory import Load, advice, explain_oom, load_of, require, ways_out
 from prefopt.training.optim import Optimizer
 from prefopt.training.rounds import stand_in
@@ -73,6 +73,15 @@ def test_parts_by_hand() -> None:
     assert replace(BIG, critic=10**9).parts()["critic"] == 16 * 10**9 + parts["activations"]
     assert replace(BIG, critic=10**9, precision="bf16").parts()["critic"] == 20 * 10**9 + bf16["activations"]
     assert any(way.option == "critic.shared=true" for way in ways_out(replace(BIG, critic=10**9), 10**9))
+
+
+def test_a_slow_reference_is_counted_in_fp32_too() -> None:
+    slow = replace(BIG, slow=True)
+    assert [replace(slow, precision=p).parts()["reference"] / 1e9 for p in ("fp32", "bf16")] == [4, 6]
+    trees = rows_for("dpo", 8)
+    for rate, counted in ((1.0, False), (0.5, True)):
+        setup = Setup(method="dpo", reference=ReferenceSettings(sync_every=2, sync_rate=rate))
+        assert fitting_load(setup, language_model(), trees, "bf16").slow == counted
 
 
 def test_a_critic_is_counted_before_the_run() -> None:
@@ -231,6 +240,13 @@ def test_the_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "memory.current").write_text("3000000\n")
     (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 500000\n")
     assert room.free_memory() == 2_500_000
+
+
+def test_what_torch_keeps_of_a_gpu_for_itself_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert room.free_memory(torch.device("cuda", 0)) == 600
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,20 @@ def _only_after(last: int, new: Any) -> Any:
     return refused
 
 
+def test_a_run_goes_on_with_smaller_batches_of_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When memory runs out while it samples they are what to lower, and no sample changes."""
+    whole = run(tmp_path / "whole", "grpo")
+    monkeypatch.setattr(stream.Rounds, "step", _until(2, stream.Rounds.step))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", "grpo", train={"save_every": 1})
+    monkeypatch.undo()
+    again = run(tmp_path / "cut", "grpo", train={"save_every": 1}, rollout=rollout("grpo", batch_size=3))
+    for mine, theirs in zip(metrics_of(tmp_path / "cut"), metrics_of(tmp_path / "whole"), strict=True):
+        assert mine == pytest.approx(theirs, rel=2e-4, abs=2e-5)
+    for part, weight in weights(whole).items():
+        torch.testing.assert_close(weight, weights(again)[part], atol=1e-5, rtol=1e-4)
+
+
 def test_the_reward_goes_up(tmp_path: Path) -> None:
     train = {"steps": 25, "batch_size": 8, "learning_rate": 5e-3, "schedule": "constant"}
     run(tmp_path, "rloo", train=train, rollout=rollout("rloo", samples=8), kl=KLSettings(coefficient=0.0))

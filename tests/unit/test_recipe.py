@@ -377,3 +377,16 @@ def test_a_run_that_trains_may_go_on_with_its_server_elsewhere() -> None:
     here, there = "http://a/v1", "http://b/v1"
     assert key("grpo", here) == key("grpo", there)
     assert key("sample", here) != key("sample", there)
+
+
+def test_a_run_that_trains_may_go_on_with_other_batches_of_samples() -> None:
+    """Of its own samples, which do not depend on them."""
+
+    def key(**rollout: object) -> str:
+        stage = {"kind": "grpo", "model": {"path": "m"}, "data": {"path": "p"}, "rollout": rollout}
+        return record.digest(_deciding(single(stage, [], "test")))
+
+    assert key(batch_size=8) == key(batch_size=64)
+    assert key(samples=4) != key(samples=8)
+    served = {"engine": "server", "url": "http://a/v1"}
+    assert key(batch_size=8, **served) != key(batch_size=64, **served)

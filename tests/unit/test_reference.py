@@ -1,4 +1,4 @@
-"""The reference: never in training mode, and cached values are for exactly these weights, this model and these rows."""
+"""The reference: never in training mode, as slow to follow as asked, and cached for exactly these weights, this model and these rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.model.reference import AdapterReference, FrozenReference, cache_key
+from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cache_key
 from prefopt.types import TokenTree
 from tests.tiny import pair_trees, tiny_model
 
@@ -26,6 +26,54 @@ def test_a_followed_adapter_is_taken_back_to_where_the_weights_are() -> None:
     reference = AdapterReference(weights)
     reference.load({"weight": torch.ones(2, 2)})
     assert reference.state()["weight"].device == weights.weight.device
+
+
+def parts(value: float) -> torch.nn.ModuleDict:
+    """Something with an adapter's weights, all of one value, in bf16."""
+    made = torch.nn.ModuleDict({name: torch.nn.Linear(3, 3, bias=False, dtype=torch.bfloat16) for name in ("lora_A", "lora_B")})
+    for weight in made.parameters():
+        torch.nn.init.constant_(weight, value)
+    return made
+
+
+def follow(reference: Reference, policy: torch.nn.Module, times: int) -> None:
+    for _ in range(times):
+        reference.sync(policy, 0.01)
+
+
+def kept(reference: Reference) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in reference.state().items()}
+
+
+def test_a_slow_reference_moves_in_half_precision() -> None:
+    """By a hundredth of an eighth at a time, where bf16 knows steps of 1/128."""
+    model, policy = parts(1.0), parts(1.125)
+    reference, later = FrozenReference(model), FrozenReference(parts(1.0))
+    follow(reference, policy, 50)
+    later.load(kept(reference))
+    for one in (reference, later):
+        follow(one, policy, 50)
+    for name, weight in model.named_parameters():
+        exact = reference.state()[name]
+        torch.testing.assert_close(exact, torch.full((3, 3), 1 + 0.125 * (1 - 0.99**100)), atol=1e-5, rtol=0)
+        assert torch.equal(exact, later.state()[name])
+        assert torch.equal(weight, exact.bfloat16()), "the model computes with the weights as they are rounded"
+    reference.sync(policy, 1.0)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), policy.parameters(), strict=True))
+
+
+def test_a_slow_adapter_moves_in_half_precision() -> None:
+    policy = parts(1.0)
+    reference = AdapterReference(policy)
+    follow(reference, policy, 1)
+    torch.nn.init.constant_(policy["lora_A"].weight, 1.125)
+    follow(reference, policy, 299)
+    found = kept(reference)
+    torch.testing.assert_close(found["lora_A.weight"], torch.full((3, 3), 1 + 0.125 * (1 - 0.99**299)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["lora_B.weight"], torch.full((3, 3), 1 - 0.99**300), atol=1e-5, rtol=0)
+    with reference.sampling() as model:
+        assert torch.equal(model["lora_B"].weight, found["lora_B.weight"].bfloat16())
+    assert torch.equal(policy["lora_B"].weight, torch.ones(3, 3, dtype=torch.bfloat16))
 
 
 def prompt_changed(tree: TokenTree) -> TokenTree:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,14 @@ from prefopt.model.selfcheck import go_back
 from prefopt.pack.prepare import Prepared
 from prefopt.rollout.policy import RewardModel
 from prefopt.settings import HeadSettings, LoraSettings, ReferenceSettings, TrainSettings
-from prefopt.training import loop
+from prefopt.training import checkpoint, loop
 from prefopt.training import setup as jobs
 from prefopt.training.coupling import couple, mismatched_kl
 from prefopt.training.fit import Interrupted, fit
 from prefopt.training.loop import evaluate
 from prefopt.training.rounds import measure
 from prefopt.training.setup import Setup, build_job
+from prefopt.training.stream import Rows
 from prefopt.types import TokenTree
 from tests.tiny import random_tree
 from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
@@ -102,14 +104,18 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     _assert_same_weights(straight.model, resumed.model, 0.0)
 
 
-def test_lora_dropout_survives_a_stop_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lora = LoraSettings(rank=2, dropout=0.3)
-    straight = run(tmp_path / "straight", lora=lora, train={"steps": 5})
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("reference", [ReferenceSettings(), ReferenceSettings(sync_every=1, sync_rate=0.1)])
+def test_an_adapter_its_dropout_and_its_reference_survive_a_stop_to_the_bit(
+    precision: str, reference: ReferenceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"lora": LoraSettings(rank=2, dropout=0.3), "reference": reference}
+    straight = run(tmp_path / "straight", train={"steps": 5, "precision": precision}, **asked)
     _stop_after(monkeypatch, 2)
     with pytest.raises(Interrupted):
-        run(tmp_path / "stopped", lora=lora, train={"steps": 5})
+        run(tmp_path / "stopped", train={"steps": 5, "precision": precision}, **asked)
     monkeypatch.undo()
-    resumed = run(tmp_path / "stopped", lora=lora, train={"steps": 5})
+    resumed = run(tmp_path / "stopped", train={"steps": 5, "precision": precision}, **asked)
     assert metrics_of(tmp_path / "straight") == metrics_of(tmp_path / "stopped")
     _assert_same_weights(straight.model, resumed.model, 0.0)
 
@@ -227,6 +233,14 @@ def test_a_metric_nobody_measures_is_refused_before_the_first_step(tmp_path: Pat
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(("method", "name"), [("kto", "eval/rewards/chosen"), ("reward_ties", "eval/rewards/accuracies")])
+def test_a_metric_that_the_first_row_does_not_count_in_is_measured(method: str, name: str, tmp_path: Path) -> None:
+    """A thumb down is no chosen answer, and a tie has no winner."""
+    first = rows_for(method, 1, start=15)[0].branches
+    assert first[0].label is False if method == "kto" else first[0].rank == first[1].rank
+    assert name in run(tmp_path, method, rows=15, heldout=3, train={"keep_best": name}).metrics
+
+
 def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
     constant = {"schedule": "constant", "warmup": 0}
     train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3, **constant}
@@ -239,6 +253,71 @@ def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
     assert again.steps == best["step"]
     kept, reached = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, tmp_path / "short"))
     assert all(torch.equal(kept[name], reached[name]) for name in reached), "the weights are those of the best step"
+
+
+JUDGED = {"learning_rate": 0.05, "schedule": "constant", "warmup": 0, "steps": 6, "eval_every": 1, "keep_best": "eval/loss"}
+
+
+def _judge(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
+    """Evaluations find these losses; the process is killed in the one after them, unless the run is over."""
+    left = iter(losses)
+
+    def evaluated(self: Rows, first: int | None = None) -> dict[str, float]:
+        value = 0.0 if first else next(left, None)
+        if value is None:
+            raise KeyboardInterrupt
+        return {"eval/loss": value}
+
+    monkeypatch.setattr(Rows, "evaluate", evaluated)
+
+
+def _is_model_of_step(step: int, model: Path, folder: Path) -> None:
+    """As a run of so many steps leaves it."""
+    _assert_same_weights(model, run(folder, train=JUDGED | {"steps": step, "eval_every": 0, "keep_best": None}).model, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("save_every", "killed", "again", "best"),
+    [
+        (3, (0.5, 0.3, 0.4, 0.2), (0.6, 0.6, 0.6), 2),
+        (3, (0.5, 0.3, 0.4, 0.4, 0.2), (0.1, 0.6, 0.6), 4),
+        (0, (0.5, 0.3), (0.1, 0.6, 0.6, 0.6, 0.6, 0.6), 1),
+    ],
+    ids=["the checkpoint names the best", "the best is before that of the killed run", "there is no checkpoint"],
+)
+def test_a_killed_run_that_is_not_repeated_leaves_no_best_weights(
+    save_every: int, killed: Sequence[float], again: Sequence[float], best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill a GPU need not find the same numbers again."""
+    train = JUDGED | {"save_every": save_every}
+    _judge(monkeypatch, *killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", heldout=2, train=train)
+    _judge(monkeypatch, *again)
+    found = run(tmp_path / "run", heldout=2, train=train)
+    _is_model_of_step(best, found.model, tmp_path / "short")
+    left = {checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints" / "best")}
+    assert left <= {2, best}
+
+
+def test_a_run_that_goes_on_from_the_checkpoint_before_the_last_has_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _judge(monkeypatch, 0.5, 0.4, 0.3, 0.2, 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", heldout=2, train=JUDGED | {"save_every": 2})
+    (tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
+    _judge(monkeypatch, 0.6, 0.6, 0.6, 0.6)
+    found = run(tmp_path / "run", heldout=2, train=JUDGED | {"save_every": 2})
+    _is_model_of_step(2, found.model, tmp_path / "short")
+
+
+def test_best_weights_that_are_gone_are_missed_before_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _judge(monkeypatch, 0.5, 0.4, 0.6)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, heldout=2, train=JUDGED | {"save_every": 3})
+    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    _judge(monkeypatch, 0.6, 0.6, 0.6)
+    with pytest.raises(TrainingError, match="the weights of step 2, the best so far, are gone"):
+        run(tmp_path, heldout=2, train=JUDGED | {"save_every": 3})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path: Path) -> None:

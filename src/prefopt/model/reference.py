@@ -1,6 +1,7 @@
 """The reference policy: a frozen copy, the policy with its adapter off, a slowly following copy (TR-DPO), or log-probs kept on disk.
 
-Each answers one question, `logps(batch) -> [T]`: the log-probs of the batch's scored tokens, without gradient.
+Each answers one question, `logps(batch) -> [T]`: the log-probs of the batch's scored tokens, without gradient. One that moves by a share of
+the way is kept in fp32: in half precision a small share would be rounded away, every time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from prefopt.model.forward import base_of, evaluating, policy_logps, scored_states
 from prefopt.model.logprobs import Head
-from prefopt.model.split import like
+from prefopt.model.split import like, local
 from prefopt.types import Batch, TokenTree
 
 
@@ -60,6 +61,8 @@ class FrozenReference:
     def __init__(self, model: Any) -> None:
         self.model = model.requires_grad_(False).eval()
         self._moved = False
+        self._exact: dict[str, torch.Tensor] = {}
+        """In fp32, the weights that the model computes with in less."""
 
     @torch.no_grad()
     def logps(self, batch: Batch) -> torch.Tensor:
@@ -79,19 +82,26 @@ class FrozenReference:
     def sync(self, policy: Any, rate: float) -> None:
         """See `Reference`."""
         self._moved = True
-        for mine, theirs in zip(self.model.parameters(), base_of(policy).parameters(), strict=True):
-            _lerp(mine, theirs, rate)
+        for (name, mine), theirs in zip(self.model.named_parameters(), base_of(policy).parameters(), strict=True):
+            if rate < 1 and _is_half(mine) and name not in self._exact:
+                self._exact[name] = mine.float()
+            exact = self._exact.get(name, mine)
+            _lerp(exact, theirs, rate)
+            if exact is not mine:
+                mine.copy_(exact)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The weights, once they have moved."""
-        return dict(self.model.named_parameters()) if self._moved else {}
+        """The weights, once they have moved, as exactly as they are known."""
+        return {**dict(self.model.named_parameters()), **self._exact} if self._moved else {}
 
     @torch.no_grad()
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """See `Reference`."""
-        self._moved = bool(state)
+        self._moved, self._exact = bool(state), {}
         for name, weight in self.model.named_parameters() if state else ():
             weight.copy_(like(state[name], weight))
+            if _is_half(weight) and not _is_half(state[name]):
+                self._exact[name] = state[name].to(weight.device, copy=True)
 
 
 class AdapterReference:
@@ -127,21 +137,23 @@ class AdapterReference:
         current = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self._adapter:
             self._adapter = {name: torch.zeros_like(p) if "lora_B" in name else p.detach().clone() for name, p in current.items()}
+        if rate < 1:
+            self._adapter = {name: kept.float() if _is_half(kept) else kept for name, kept in self._adapter.items()}
         for name, p in current.items():
             _lerp(self._adapter[name], p, rate)
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        trained = {name: p for name, p in self.model.named_parameters() if name in self._adapter}
-        kept = {name: p.data for name, p in trained.items()}
-        for name, p in trained.items():
-            p.data = self._adapter[name]
+        trained = {name: local(p.detach()) for name, p in self.model.named_parameters() if name in self._adapter}
+        kept = {name: weight.clone() for name, weight in trained.items()}
+        for name, weight in trained.items():  # in place: a model that is split over ranks gathers its weights from this memory
+            weight.copy_(local(self._adapter[name]))
         try:
             with evaluating(self.model):
                 yield
         finally:
-            for name, p in trained.items():
-                p.data = kept[name]
+            for name, weight in trained.items():
+                weight.copy_(kept[name])
 
     def state(self) -> dict[str, torch.Tensor]:
         """The synced adapter, if any."""
@@ -196,6 +208,10 @@ class CachedReference:
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Nothing to take back."""
+
+
+def _is_half(weight: torch.Tensor) -> bool:
+    return weight.dtype.itemsize < torch.float32.itemsize
 
 
 def _lerp(mine: torch.Tensor, theirs: torch.Tensor, rate: float) -> None:

@@ -11,6 +11,11 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor, in its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """A whole tensor split as `other` is."""
     if not isinstance(other, DTensor) or tensor.shape != other.shape:

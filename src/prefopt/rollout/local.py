@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from prefopt.errors import ModelError
 from prefopt.model.forward import base_of, evaluating
+from prefopt.model.room import free_memory
 from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
 from prefopt.rollout.decoding import Decode, decoder
 from prefopt.rollout.sampler import Sample, check_prompts, draw, finish
@@ -105,7 +105,7 @@ class LocalSampler:
             return
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
         needed = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * size * length * rows * self.model.dtype.itemsize
-        free = _free_memory(next(base_of(self.model).parameters()).device)
+        free = free_memory(next(base_of(self.model).parameters()).device)
         if needed > free:
             what = f"{rows} sequences of up to {length} tokens need {needed / 1e9:.1f} GB for keys and values, {free / 1e9:.1f} GB are free"
             raise ModelError(what, fix="lower rollout.batch_size (it changes no sample) or rollout.max_new_tokens")
@@ -154,11 +154,6 @@ class Rules:
             self._constraint.keep(rows.tolist())
         if self._stopper is not None:
             self._states = [self._states[row] for row in rows.tolist()]
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else int(psutil.virtual_memory().available)
 
 
 def _batches(prompts: Sequence[IntArray], settings: RolloutSettings) -> Iterator[list[Job]]:

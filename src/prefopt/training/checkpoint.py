@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,8 +42,8 @@ class Restored(NamedTuple):
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int = 2) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest `keep`.
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int | None = 2) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep`; None keeps all.
 
     Raises:
         TrainingError: if it could not be written; earlier checkpoints are intact.
@@ -64,7 +64,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[
         raise _unwritten(folder, step, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]:
+    for old in checkpoints(folder)[:-keep] if keep else []:
         _discard(old)
     return place
 
@@ -73,6 +73,18 @@ def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, oldest first; of one step, the one being replaced comes before its replacement."""
     found = [(PLACE.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
     return [path for match, path in sorted(((m, p) for m, p in found if m), key=lambda pair: (int(pair[0][1]), not pair[0][2]))]
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def keep_steps(folder: Path, steps: Container[int]) -> None:
+    """Delete the checkpoints of all other steps."""
+    for path in checkpoints(folder):
+        if step_of(path) not in steps:
+            _discard(path)
 
 
 def latest(folder: Path) -> Path | None:
@@ -98,11 +110,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _damaged(path / MANIFEST, "it is not the JSON that was written") from error
 
 
-def restore(folder: Path, *, say: Callable[[str], None] = LOG.warning) -> Restored | None:
+def restore(folder: Path, *, step: int | None = None, say: Callable[[str], None] = LOG.warning) -> Restored | None:
     """The newest checkpoint that is whole; None where none was ever written.
 
     Args:
         folder: the run's `checkpoints`.
+        step: that of this step alone.
         say: told of every damaged checkpoint that is passed over.
 
     Raises:
@@ -110,6 +123,8 @@ def restore(folder: Path, *, say: Callable[[str], None] = LOG.warning) -> Restor
     """
     damage: TrainingError | None = None
     for path in reversed(checkpoints(folder)):
+        if step not in (None, step_of(path)):
+            continue
         try:
             tensors, state = load(path)
         except TrainingError as error:

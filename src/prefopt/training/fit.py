@@ -118,6 +118,7 @@ def fit(
         run = Run(setup, job, data, stream, total, out, progress)
         run.require_best()
         run.resume()
+        run.forget_later()
         first = distributed.rank() == 0
         opened = open_trackers(track or TrackSettings(), out, step=run.at.step, config=_plain(setup)) if first else Trackers([])
         trackers = stack.enter_context(opened)
@@ -168,11 +169,18 @@ class Run:
     out: Path
     progress: Progress
     at: Progressed = field(default_factory=Progressed)
+    named: list[int] = field(default_factory=list)
+    """The best steps of the checkpoints, which a run that is killed goes back to."""
 
     @property
     def checkpoints(self) -> Path:
         """Where they lie."""
         return self.out / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Where the weights of the best step lie."""
+        return self.checkpoints / "best"
 
     def train(self, trackers: Trackers) -> str:
         """Steps until the end, a signal, or patience runs out; says which ("done", "early")."""
@@ -254,12 +262,17 @@ class Run:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
             weights = shard.whole({key: t.detach() for key, t in self.job.optimizer.weights.masters.items()})
             if distributed.rank() == 0:
-                checkpoint.save(self.checkpoints / "best", self.at.step, weights, {}, keep=1)
+                checkpoint.save(self.best, self.at.step, weights, {}, keep=None)
+                self._tidy()
         else:
             self.at.waited += 1
 
+    def _tidy(self) -> None:
+        """Of the best weights keep the best, and those that a checkpoint names."""
+        checkpoint.keep_steps(self.best, {self.at.best_step, *self.named})
+
     def require_best(self) -> None:
-        """Find out before the training, on one held-out row, that the metric it is to be judged by is measured.
+        """Find out before the training, on as few held-out rows as it takes, that the metric it is to be judged by is measured.
 
         Raises:
             OptionError: it is not; with those that are.
@@ -267,8 +280,12 @@ class Run:
         name = self.setup.train.keep_best
         if name is None:
             return
+        known: dict[str, float] = {}
+        sampled, rows, first = self.setup.row.online is not None, len(self.data.heldout), 1
         with torch.random.fork_rng(devices=[]):
-            known = self.stream.evaluate(first=1)
+            while name not in known and first < 2 * rows and not (sampled and known):  # of answers all metrics are measured, or none
+                known |= self.stream.evaluate(first=first)
+                first *= 2
         if name not in known:
             raise OptionError(f"{name} is not measured", where="train.keep_best", fix=did_you_mean(name, known))
 
@@ -277,9 +294,9 @@ class Run:
         if self.at.best is None or self.at.best_step == self.at.step:
             return
         distributed.wait()
-        found = checkpoint.restore(self.checkpoints / "best")
+        found = checkpoint.restore(self.best, step=self.at.best_step)
         if found is None:
-            raise TrainingError("the weights of the best step are gone", where=str(self.checkpoints / "best"), fix="run again")
+            raise self._best_is_gone()
         weights = self.job.optimizer.weights
         with torch.no_grad():
             for name, master in weights.masters.items():
@@ -306,6 +323,8 @@ class Run:
                 "generators": generators,
             }
             checkpoint.save(self.checkpoints, self.at.step, tensors, state)
+            self.named = [*(step for step in self.named if step != self.at.best_step), self.at.best_step][-2:]  # of two checkpoints
+            self._tidy()
         distributed.wait()
 
     def resume(self) -> None:
@@ -331,6 +350,23 @@ class Run:
         generators = found.state["generators"]
         checkpoint.set_generator_states(checkpoint.default_generators(), generators[distributed.rank() % len(generators)])
         self.progress.say(f"going on from step {self.at.step} of {self.total}")
+
+    def forget_later(self) -> None:
+        """Delete best weights of steps after those this run has done: a run that was killed left them, and this one may not repeat it.
+
+        Raises:
+            TrainingError: the best weights so far are not there.
+        """
+        steps = [checkpoint.step_of(path) for path in checkpoint.checkpoints(self.best)]
+        self.named = [step for step in steps if step <= self.at.best_step]
+        if self.at.best is not None and self.at.best_step not in self.named:
+            raise self._best_is_gone()
+        if distributed.rank() == 0:
+            self._tidy()
+
+    def _best_is_gone(self) -> TrainingError:
+        what = f"the weights of step {self.at.best_step}, the best so far, are gone"
+        return TrainingError(what, where=str(self.best), fix="delete the checkpoints to start again")
 
     def fingerprint(self) -> str:
         """A hash of every token and of what decides the result: settings, but not when to save, who watches, or where an engine is."""

@@ -3,7 +3,7 @@
     weights      as the model holds them                    masters     4 bytes a trained parameter (bf16)
     gradients    4 bytes a trained parameter (6 in bf16)    optimizer   8 bytes (AdamW), about 4 (Muon)
     activations  positions * (layers - 1) * (9 width + 3 feed-forward) numbers, 2 width of the last layer
-    reference    a second copy of the weights
+    reference    a second copy of the weights, and where it follows slowly in bf16 one in fp32
     critic       a trunk of its own, its gradients, optimizer and activations
 
 The count of activations is below what was measured on the packed path: Llama keeps 12.3 width + 3 feed-forward numbers per position and
@@ -44,6 +44,8 @@ class Load:
     optimizer: str = "adamw"
     reference: int = 0
     """Parameters of a reference that stays in memory: 0 for none, for a cached one and for an adapter switched off."""
+    slow: bool = False
+    """Whether it follows the policy by a share of the way, for which it is kept in fp32 too."""
     critic: int = 0
     """Parameters of a critic with a trunk of its own, of the policy's shape."""
     checkpointing: bool = False
@@ -66,7 +68,7 @@ class Load:
             "gradients": (6 if bf16 else 4) * self.trained,
             "optimizer": (4 if self.optimizer == "muon" else 8) * self.trained,
             "activations": activations,
-            "reference": number * self.reference,
+            "reference": (number + (4 if bf16 and self.slow else 0)) * self.reference,
             "critic": (20 if bf16 else 16) * self.critic + (activations if self.critic else 0),
         }
 

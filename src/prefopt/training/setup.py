@@ -290,6 +290,8 @@ def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree],
         load = replace(load, samples=setup.rollout.samples if compared else 0, answer=setup.rollout.max_new_tokens)
         if setup.row.online.has_critic and not setup.critic.shared and setup.critic.path is None:  # one by path may be of any size
             load = replace(load, critic=sum(p.numel() for p in base.base_model.parameters()))
+    if setup.reference.sync_every and setup.reference.sync_rate < 1 and not setup.train.shard:  # split weights are fp32 themselves
+        load = replace(load, slow=True)
     if setup.train.shard:
         ranks = distributed.world_size()
         load = replace(load, **{name: getattr(load, name) // ranks for name in ("parameters", "trained", "reference")})
