@@ -64,7 +64,7 @@ def boxed(text: str) -> str | None:
 def plain_number(text: str) -> Fraction | None:
     r"""A number written plainly, exactly; None for anything else. A currency or percent sign is no part of it.
 
-    >>> plain_number("$1,250.50"), plain_number("3/4"), plain_number(r"\\frac{6}{8}"), plain_number("x")
+    >>> plain_number("$1,250.50"), plain_number("3/4"), plain_number(r"\frac{6}{8}"), plain_number("x")
     (Fraction(2501, 2), Fraction(3, 4), Fraction(3, 4), None)
     """
     text = _grouped(text.strip().strip("$").strip().replace("−", "-"))
