@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from prefopt.errors import OptionError
+from prefopt.model.adapted import quicken_adapters
 from prefopt.settings import LoraSettings
 
 
@@ -31,10 +32,12 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
         except ValueError as error:
             fix = "name layers of this model (q_proj, v_proj, ...) or use all-linear"
             raise OptionError(str(error).split("\n")[0][:200], where="lora.targets", fix=fix) from error
+    quicken_adapters(adapted)
+    return adapted
 
 
 def merged(model: Any, out: Path) -> Any:
