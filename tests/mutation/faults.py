@@ -399,7 +399,7 @@ LAST: tuple[Line, ...] = (
     ("window forgotten", "def _attended", "\"sliding_window\": window", "\"sliding_window\": None"),
     ("norm of the queries forgotten", "def _attended", "getattr(attention, \"q_norm\", None)", "None"),
     ("residual of the attention forgotten", "def _shortened", "y + layer.mlp(", "0 * y + layer.mlp("),
-    ("the whole layer after all", "def _quick", "tree.needed is None", "True"),
+    ("the whole layer after all", "def _shortened", "tree.needed is None", "True"),
 )
 LOGPROBS: tuple[Line, ...] = (
     ("not normalised", "", "head.logits(hidden[part]).log_softmax(-1)", "head.logits(hidden[part])"),

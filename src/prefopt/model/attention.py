@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -48,13 +49,16 @@ class TreeLayout:
         self.shortened = False
         """Whether the last layer computed `needed` alone."""
         self.blocks = tuple(block for span in spans for block in blocks_of(span))
-        self.needed: Needed | None = None
-        """What a last layer has to compute, for the places that are read; None where that is nearly everything."""
-        if places is not None and len(places) and device.type == "cpu":
-            found = needed(self.blocks, places.numpy())
-            self.needed = found if len(found.rows) <= WORTH * self.spans[-1].end else None
         self._masks: dict[int | None, Any] = {}
         self._plans: dict[Any, Plan] = {}
+
+    @cached_property
+    def needed(self) -> Needed | None:
+        """What a last layer has to compute, for the places that are read; None where that is nearly everything."""
+        if self.places is None or not len(self.places) or self.device.type != "cpu":
+            return None
+        found = needed(self.blocks, self.places.numpy())
+        return found if len(found.rows) <= WORTH * self.spans[-1].end else None
 
     def read(self, states_WD: torch.Tensor) -> torch.Tensor:
         """Of the last hidden states those at the places."""

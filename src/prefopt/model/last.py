@@ -34,18 +34,18 @@ def _quick(kind: Any) -> Any:
     """The kind of layer, which hands on [1, W, D] of a tree's needed positions on a CPU."""
 
     def forward(self: Any, hidden_states: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
-        tree = named.get("tree")
-        if tree is None or tree.needed is None:
-            plain: torch.Tensor = kind.forward(self, hidden_states, *given, **named)
-            return plain
-        return _shortened(self, hidden_states, **named)
+        found = None if named.get("tree") is None else _shortened(self, hidden_states, **named)
+        whole: torch.Tensor = kind.forward(self, hidden_states, *given, **named) if found is None else found
+        return whole
 
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
 @torch.compiler.disable
-def _shortened(layer: Any, h: torch.Tensor, *, tree: Any, position_embeddings: Any, **_: Any) -> torch.Tensor:
-    """The layer's output [1, W, D] at what the tree needs of its input [1, M, D]."""
+def _shortened(layer: Any, h: torch.Tensor, *, tree: Any, position_embeddings: Any, **_: Any) -> torch.Tensor | None:
+    """The layer's output [1, W, D] at what the tree needs of its input [1, M, D]; None where that is nearly everything."""
+    if tree.needed is None:
+        return None
     tree.shortened = True
     rows = tree.needed.rows
     y = h.index_select(1, rows) + _attended(layer.self_attn, layer.input_layernorm(h), rows, tree, position_embeddings)
