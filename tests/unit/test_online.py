@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from prefopt.training.monitor import Judged, Watched
 from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
-from tests.worlds import EvenTokens, language_model, losses_of, metrics_of, rollout, run
+from tests.worlds import EvenTokens, language_model, losses_of, metrics_of, rollout, rows_for, run
 
 SEVERAL = OnlineSettings(prompts=8, epochs=2)
 """With four prompts a step: two passes of two steps, four steps a round."""
@@ -82,6 +83,18 @@ def test_a_round_is_sampled_once_and_read_in_every_pass(tmp_path: Path) -> None:
     assert len(kept) == 8
     assert kept[0]["prompt"] == "asked"
     assert np.mean([score for row in kept for score in row["scores"]]) == pytest.approx(rows[0]["reward"])
+
+
+def test_the_record_of_a_round_keeps_the_tools_of_its_prompts(tmp_path: Path) -> None:
+    """So that what is trained on it shows them to the model too."""
+    asked: Any = Example(prompt="asked", tools=({"name": "weather"},))
+    groups = [
+        Group(replace(tree, example=example), (), 0.0) for tree in rows_for("grpo", 1) for example in (asked, replace(asked, tools=()))
+    ]
+    rounds: Any = SimpleNamespace(dropped=[], unjudged=[], out=tmp_path, say=print)
+    stream.Rounds._record(rounds, 0, groups)
+    kept = [json.loads(line) for line in (tmp_path / "rollouts" / "round-000001.jsonl").read_text().splitlines()]
+    assert [row.get("tools") for row in kept] == [[{"name": "weather"}], None]
 
 
 @pytest.mark.parametrize("method", ["ppo", "ppo budget", "reinforce", "grpo", "grpo budget", "star", "iterative_dpo"])

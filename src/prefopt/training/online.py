@@ -443,6 +443,7 @@ class Rounds:
                 "parts": [dict(answer.verdict.parts) for answer in group.answers],
                 "finished": [answer.sample.finished for answer in group.answers],
                 "where": group.prompt.where,
+                **({"tools": [dict(tool) for tool in _row(group.prompt).tools]} if _row(group.prompt).tools else {}),
             }
             for group in (*groups, *self.dropped)
         )
