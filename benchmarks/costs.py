@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/costs.py
 
 scaling   DPO with the reference in the loop, all rows alike (a prompt of 128 tokens, answers of 64); then the prompt, the answers, their
-          number or the vocabulary doubled. "expected" is the change of pairs/s that the useful matrix work predicts (offline.useful_work).
+          number or the vocabulary doubled, in turn. Rows/s are those of the median step after the first two; "expected" is the change that
+          the useful matrix work predicts (offline.useful_work).
 overhead  one run of SFT and one of DPO with checkpoints and an evaluation: wall clock of `prefopt train` from reading the data to the saved
           model, against the time inside forward and backward passes and the optimizer.
 """
@@ -14,10 +15,11 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import offline
@@ -26,6 +28,9 @@ import torch
 BATCH = 32
 BASE = {"prompt": 128, "answer": 64, "answers": 2, "vocabulary": 8192}
 INSIDE = "forward, backward, optimizer"
+
+Times = dict[str, list[float]]
+"""Seconds of every call, by what it was."""
 
 
 def rows(count: int, *, prompt: int, answer: int, answers: int, vocabulary: int) -> list[dict[str, Any]]:
@@ -51,13 +56,13 @@ def write(folder: Path, data: list[dict[str, Any]], task: str) -> None:
 
 
 @contextmanager
-def timed() -> Iterator[Counter[str]]:
-    """Inside, seconds of forward, backward and optimizer, and of whole steps."""
+def timed() -> Iterator[Times]:
+    """Inside, forward, backward and optimizer are timed, and whole steps."""
     import prefopt.training.fit as fitting
     from prefopt.training.job import Job
     from prefopt.training.optim import Optimizer
 
-    spent: Counter[str] = Counter()
+    spent: Times = defaultdict(list)
     patched = [(Job, "look", INSIDE), (torch.Tensor, "backward", INSIDE), (Optimizer, "step", INSIDE), (Optimizer, "accumulate", INSIDE),
                (fitting, "train_step", "steps")]  # fmt: skip
     kept = [(place, name, getattr(place, name)) for place, name, _ in patched]
@@ -70,18 +75,18 @@ def timed() -> Iterator[Counter[str]]:
             setattr(place, name, real)
 
 
-def _clocked(real: Callable[..., Any], spent: Counter[str], key: str) -> Callable[..., Any]:
+def _clocked(real: Callable[..., Any], spent: Times, key: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         try:
             return real(*args, **kwargs)
         finally:
-            spent[key] += time.perf_counter() - start  # type: ignore[assignment]
+            spent[key].append(time.perf_counter() - start)
 
     return call
 
 
-def run(folder: Path, method: str, **train: Any) -> tuple[float, Counter[str]]:
+def run(folder: Path, method: str, **train: Any) -> tuple[float, Times]:
     """Seconds of one whole `prefopt.train`, and the parts."""
     from prefopt.pipeline.api import train as start
 
@@ -100,7 +105,7 @@ def run(folder: Path, method: str, **train: Any) -> tuple[float, Counter[str]]:
 def scaling(steps: int, rounds: int) -> list[dict[str, Any]]:
     """Rows/s of the base shape and of each doubling, measured in turn."""
     shapes = {"base": BASE, **{f"{name} x 2": {**BASE, name: 2 * BASE[name]} for name in BASE}}
-    best: dict[str, float] = dict.fromkeys(shapes, 0.0)
+    times: dict[str, list[float]] = {name: [] for name in shapes}
     work: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for _ in range(rounds):
@@ -113,11 +118,11 @@ def scaling(steps: int, rounds: int) -> list[dict[str, Any]]:
                 data = rows((steps + 2) * BATCH, **shape)
                 write(folder, data, "dpo")
                 work[name] = offline.useful_work("dpo", model, data[:1], lora=False)
-                _, warm = run(folder, "dpo", steps=2)
                 _, spent = run(folder, "dpo", steps=steps + 2)
-                best[name] = max(best[name], steps * BATCH / (spent["steps"] - warm["steps"]))
+                times[name] += spent["steps"][2:]
+    speed = {name: BATCH / median(found) for name, found in times.items()}
     return [
-        {"shape": name, "rows_per_second": best[name], "measured": best[name] / best["base"], "expected": work["base"] / work[name]}
+        {"shape": name, "rows_per_second": speed[name], "measured": speed[name] / speed["base"], "expected": work["base"] / work[name]}
         for name in shapes
     ]
 
@@ -131,7 +136,8 @@ def overhead(steps: int) -> list[dict[str, Any]]:
             offline.make_model(folder, offline.MODELS["11M"])
             write(folder, rows(steps * BATCH, **BASE), method)
             total, spent = run(folder, method, steps=steps, save_every=max(1, steps // 3), eval_every=max(1, steps // 2))
-        found.append({"method": method, "seconds": total, "inside": spent[INSIDE], "share_outside": 1 - spent[INSIDE] / total})
+        inside = sum(spent[INSIDE])
+        found.append({"method": method, "seconds": total, "inside": inside, "share_outside": 1 - inside / total})
     return found
 
 
@@ -139,7 +145,7 @@ def main() -> None:
     """Both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--run-steps", type=int, default=40, help="steps of the runs whose overhead is measured")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/costs.json"))
     args = parser.parse_args()
