@@ -305,6 +305,13 @@ def test_a_model_of_unknown_training_is_told(tmp_path: Path, capsys: pytest.Capt
     assert said in json.loads((place / "gate.json").read_text())["notes"]
 
 
+def test_a_judge_that_trained_the_model_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gate.yaml").write_text(WIN)
+    place = write_run(tmp_path / "run", [wins(300, 100)], judge_is_the_trained_reward=True)
+    assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 0
+    assert "note: evaluate: its judge is the reward model that a model was trained to please" in capsys.readouterr().out
+
+
 def with_model(folder: Path, recorded: str | None = None) -> Path:
     """A run whose evaluation opened `model` in the run's folder and a model of the hub."""
     write_run(folder, [wins(300, 100)])

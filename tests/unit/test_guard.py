@@ -122,10 +122,13 @@ def test_rows_that_were_all_dropped_are_the_reason(suite: str, tmp_path: Path) -
 # --- the trail --------------------------------------------------------------------------------------------------------
 
 
-def stage(folder: Path, kind: str, data: Path | list[str] | None, start: Path | None, **data_settings: object) -> Path:
+def stage(
+    folder: Path, kind: str, data: Path | list[str] | None, start: Path | None, *, reward: Path | None = None, **data_settings: object
+) -> Path:
     folder.mkdir(parents=True)
     paths = data if isinstance(data, list) else str(data)
     settings = {"kind": kind, "name": folder.name, "data": {"path": paths, **data_settings}, "model": {"path": str(start)}}
+    settings |= {"reward": {"model": str(reward)}} if reward else {}
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"stages": [settings]}))
     (folder / "record.json").write_text(json.dumps({"kind": kind, "name": folder.name}))
     return folder / "model"
@@ -161,6 +164,20 @@ def test_what_the_trail_does_not_tell_is_said(tmp_path: Path) -> None:
         "no record of what trained it",
         f"its data are gone ({tmp_path / 'gone.jsonl'})",
     ]
+
+
+def test_a_judge_that_trained_the_model_is_told(tmp_path: Path) -> None:
+    base = stage(tmp_path / "create", "create", None, None)
+    grpo = stage(tmp_path / "grpo", "grpo", file(tmp_path / "a.jsonl", "a"), base, reward=tmp_path / "reward" / "model")
+    dpo = stage(tmp_path / "dpo", "dpo", file(tmp_path / "b.jsonl", "b"), grpo)
+    found, said = training([str(dpo)]), list[str]()
+    assert found.rewards == (str(tmp_path / "reward" / "model"),)
+    for judge, told in ((tmp_path / "x" / ".." / "reward" / "model", True), (tmp_path / "other" / "model", False), (None, False)):
+        settings = JudgeSettings(path=None if judge is None else str(judge))
+        bench = bench_of(tmp_path, Scripted("a", []), rows=[row("c", "e:1")], training=found, judge=settings)
+        bench.say = said.append
+        assert ("judge_is_the_trained_reward" in bench.guard()) == told
+    assert len(said) == 1
 
 
 def test_patterns_are_read_and_what_is_left_of_several_files_too(tmp_path: Path) -> None:

@@ -280,6 +280,18 @@ def test_perplexity_is_that_of_the_tokens(tmp_path: Path) -> None:
     assert found["value"] == pytest.approx(math.exp(-sum(logps) / sum(tokens)), rel=1e-4)
 
 
+def test_texts_longer_than_a_model_reads_are_cut_alike_for_both_and_counted(tmp_path: Path) -> None:
+    short, long = language_model(seed=3), language_model(seed=3)
+    short.model.config.max_position_embeddings = 4
+    rows = [Example(prompt="", completions=(Completion(content=f"w5 w6{' w7' * i}"),), where=f"x:{i}") for i in range(4)]
+    told = suites.run("capability", bench_of(tmp_path, short, long, rows=rows))
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (found["texts"], found["texts_cut"], found["tokens_cut"]) == (4, 2, 1 + 2)  # of 4, 5, 6 and 3 tokens with the stop token
+    assert "2 of 4 texts cut to 4 tokens" in told
+    (apart,) = [row["value"] for (metric, *_, other), row in figures_in(tmp_path).items() if metric == "perplexity" and other]
+    assert apart == pytest.approx(0)
+
+
 def test_every_row_is_of_one_task() -> None:
     columns = ({"final_answer": "3"}, {"test": "x", "entry_point": "f", "final_answer": "3"}, {})
     tasks = [capability.task_of(Example(prompt="p", meta=meta)) for meta in columns]

@@ -186,6 +186,9 @@ class Bench:
         notes: dict[str, object] = {"training_files_checked": len(self.training.files)}
         unknown = "; ".join([*self.training.unknown, *unread])
         notes |= {guard.UNKNOWN: unknown} if unknown else {}
+        if self.training.pleased(self.judge.path):
+            notes |= {guard.PROXY: True}
+            self.say(f"  the judge {self.judge.path} is the reward that trained a model here: what pleases it is no evidence of quality")
         if not found:
             return notes
         guard.write(found, self.out)

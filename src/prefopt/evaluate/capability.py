@@ -142,8 +142,10 @@ def _texts(bench: Bench) -> list[Example]:
 def _perplexity(bench: Bench) -> Findings:
     rows, found = _texts(bench), []
     sums: list[np.ndarray] = []
-    for who in bench.subjects:
-        trees = [_cut(tree, who.model.max_length) for tree in who.policy.renderer.trees(rows)]
+    whole = [list(who.policy.renderer.trees(rows)) for who in bench.subjects]
+    limit = min((most for who in bench.subjects if (most := who.model.max_length) is not None), default=None)  # both read the same text
+    for who, texts in zip(bench.subjects, whole, strict=True):
+        trees = [_cut(tree, limit) for tree in texts]
         tokens = np.array([int(tree.branches[0].scored.sum()) for tree in trees], dtype=np.float64)
         sums.append(np.stack([-np.array(who.policy.tree_logprobs(trees)), tokens], 1))
         nll = bootstrap(sums[-1], _ratio, rng=bench.rng("perplexity"))
@@ -154,7 +156,10 @@ def _perplexity(bench: Bench) -> Findings:
             interval = bootstrap(both, partial(_apart, of), rng=bench.rng("perplexity"))
             found.append(bench.figure(metric, interval, against=bench.baseline, difference_from=bench.baseline.name))
     own = found[1]
-    return Findings(found, {"texts": len(rows)}, told=f"perplexity {own.value:.2f} [{own.low:.2f}, {own.high:.2f}]")
+    lost = [excess for tree in whole[0] if limit is not None and (excess := tree.packed_tokens - limit) > 0]
+    notes = {"texts": len(rows), **({"texts_cut": len(lost), "tokens_cut": sum(lost)} if lost else {})}
+    cut = f"; {len(lost)} of {len(rows)} texts cut to {limit} tokens" if lost else ""
+    return Findings(found, notes, told=f"perplexity {own.value:.2f} [{own.low:.2f}, {own.high:.2f}]{cut}")
 
 
 def _ratio(sums: np.ndarray) -> float:
@@ -172,7 +177,7 @@ def _exp(nll: Interval) -> Interval:
 
 
 def _cut(tree: TokenTree, limit: int | None) -> TokenTree:
-    """The text up to the model's longest sequence."""
+    """The text up to the longest sequence that is read."""
     room = None if limit is None else limit - len(tree.prompt)
     (branch,) = tree.branches
     if room is None or len(branch.ids) <= room:

@@ -27,6 +27,8 @@ NAMED = 4
 FILE = "seen.jsonl"
 KEPT, DROPPED, UNKNOWN = "rows_seen_in_training_kept", "rows_seen_in_training_dropped", "training_unknown"
 """What evaluation.json says of the rows that were seen, and of models whose training is not known."""
+PROXY = "judge_is_the_trained_reward"
+"""What it says where the judge is a reward model that one of the models was trained to please."""
 _WORD = re.compile(r"\w+")
 
 
@@ -34,12 +36,17 @@ _WORD = re.compile(r"\w+")
 class Training:
     """What trained the models of an evaluation: `rows` reads it anew, `files` names it, `unknown` says what could not be found out.
 
-    A string among the rows says what could not be read there.
+    A string among the rows says what could not be read there. `rewards` are the reward models that judged what they sampled.
     """
 
     rows: Callable[[], Iterable[Example | str]] = tuple
     files: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    rewards: tuple[str, ...] = ()
+
+    def pleased(self, judge: str | None) -> bool:
+        """Whether a reward model, by its path, is one that a model was trained to please."""
+        return judge is not None and Path(judge).resolve() in {Path(path).resolve() for path in self.rewards}
 
 
 class Seen(NamedTuple):

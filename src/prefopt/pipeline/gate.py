@@ -15,7 +15,7 @@ from typing import Any
 import prefopt
 from prefopt.errors import DataError, OptionError, did_you_mean
 from prefopt.evaluate.gate import Evidence, Finding, Outcome, Placed, judge
-from prefopt.evaluate.guard import KEPT, UNKNOWN
+from prefopt.evaluate.guard import KEPT, PROXY, UNKNOWN
 from prefopt.evaluate.rows import read as read_rows
 from prefopt.pipeline import record
 from prefopt.pipeline.check import check
@@ -117,6 +117,8 @@ def _notes(file: Path, found: Mapping[str, Any]) -> Iterator[str]:
     """What an evaluation leaves open: how its models were trained, and whether they are still the same."""
     if found.get(UNKNOWN):
         yield f"whether its rows trained the models is not known: {found[UNKNOWN]}"
+    if found.get(PROXY):
+        yield "its judge is the reward model that a model was trained to please, so its win rates are no evidence of quality"
     models = _models(file)
     if models is None:
         yield "no record of the models it opened, so whether they have changed is not known"

@@ -20,12 +20,13 @@ HELDOUT = "heldout.txt"
 
 
 class Source(NamedTuple):
-    """The data of one training stage: its settings, and the places of the rows it held out."""
+    """The data of one training stage: its settings, the places of the rows it held out, and the reward model that judged its samples."""
 
     stage: str
     paths: tuple[str, ...]
     limit: int | None
     heldout: frozenset[str]
+    reward: str | None
 
 
 def training(models: Sequence[str]) -> Training:
@@ -36,7 +37,8 @@ def training(models: Sequence[str]) -> Training:
     readable = [there for source in sources if (there := source._replace(paths=tuple(filter(_is_there, source.paths)))).paths]
     gone = [f"{source.stage}: its data are gone ({path})" for source in sources for path in source.paths if not _is_there(path)]
     files = [path for source in readable for path in source.paths]
-    return Training(lambda: _rows(readable), tuple(dict.fromkeys(files)), tuple(dict.fromkeys([*unknown, *gone])))
+    rewards = [source.reward for source in sources if source.reward]
+    return Training(lambda: _rows(readable), *(tuple(dict.fromkeys(told)) for told in (files, [*unknown, *gone], rewards)))
 
 
 def _is_there(path: str) -> bool:
@@ -72,7 +74,8 @@ def _sources(model: Path) -> Iterator[Source | str]:
     elif data.get("path"):
         paths = (data["path"],) if isinstance(data["path"], str) else tuple(data["path"])
         lines = heldout.read_text(encoding="utf-8").splitlines() if heldout.exists() else []
-        yield Source(str(entry.get("name")), paths, data.get("limit"), frozenset(lines))
+        reward = (settings.get("reward") or {}).get("model")
+        yield Source(str(entry.get("name")), paths, data.get("limit"), frozenset(lines), reward)
     start = (settings.get("model") or {}).get("path")
     behind = [start] if isinstance(start, str) else settings.get("members") or []
     if not behind and not data.get("path"):
