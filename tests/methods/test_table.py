@@ -13,11 +13,12 @@ import torch
 from prefopt import losses
 from prefopt.errors import OptionError
 from prefopt.losses import METHODS
-from prefopt.losses.columns import COLUMNS
+from prefopt.losses.columns import COLUMNS, probe
 from prefopt.losses.explain import COUPLINGS, DATA, explain
 from prefopt.losses.metrics import UNITS_OF_METRICS
 from prefopt.losses.numeric import DomainError
 from prefopt.losses.reduce import UNITS
+from prefopt.training.shard import idle
 from tests.methods.cases import Row, Sequence_, rows, view_of
 
 
@@ -54,6 +55,7 @@ def test_what_a_row_needs() -> None:
     assert METHODS["orpo"].needs == {"chosen", "rejected", "chosen_len", "rejected_len", "logps"}
     assert METHODS["orpo"].units == {"pair", "token"}
     assert {name for name, m in METHODS.items() if m.needs_margin} == {"odpo", "reward_graded"}
+    assert METHODS["dpo"].mixed({"odpo": 1.0}).needs_margin
     assert {name for name, m in METHODS.items() if m.needs_collision} == {"wpo"}
     assert not any(METHODS[name].needs_reference for name in ("sft", "simpo", "slic", "cpo", "orpo", "reward", "prm", "reward_ranking"))
     assert METHODS["simpo"].mixed({"dpo": 1.0}).needs_reference
@@ -107,11 +109,29 @@ def test_a_column_is_not_an_option(column: str) -> None:
         ("dpo", {"beta": 0.0}, "beta must be"),
         ("ipo", {"beta": 0}, "beta must be"),
         ("kto", {"beta": -0.1}, "beta must be"),
+        ("kto", {"desirable_weight": -1.0}, "at least 0"),
+        ("kto", {"undesirable_weight": -1.0}, "at least 0"),
+        ("wpo", {"max_weight": 0.0}, "positive, or left out"),
+        ("chipo", {"r_max": 0.0}, "positive"),
+        ("rpo", {"alpha": -1.0}, "at least 0"),
+        ("cpo", {"nll_weight": -1.0}, "at least 0"),
+        ("slic", {"sft_weight": -0.1}, "at least 0"),
+        ("orpo", {"weight": -0.1}, "at least 0"),
+        ("dpop", {"penalty": -50.0}, "at least 0"),
+        ("reward", {"centering": -0.01}, "at least 0"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused(name: str, options: dict, says: str) -> None:
     with pytest.raises(OptionError, match=says):
         METHODS[name].check_options(options)
+
+
+def test_an_ensembles_rank_without_rankings_adds_nothing() -> None:
+    """A rank with fewer passes than another reads batches of which nothing is learned."""
+    view = replace(probe(), scores_S=torch.zeros(2, 3))
+    batch = idle(view.batch)
+    empty = replace(view, batch=batch, scores_S=torch.zeros(0, 3), step_logits_J=None, learns_SE=None)
+    assert METHODS["reward_ranking"].terms(empty)[0].values.sum() == 0
 
 
 def test_good_values_pass() -> None:

@@ -81,7 +81,9 @@ def test_a_slow_reference_is_counted_in_fp32_too() -> None:
     trees = rows_for("dpo", 8)
     for rate, counted in ((1.0, False), (0.5, True)):
         setup = Setup(method="dpo", reference=ReferenceSettings(sync_every=2, sync_rate=rate))
-        assert fitting_load(setup, language_model(), trees, "bf16").slow == counted
+        found = fitting_load(setup, language_model(), trees, "bf16")
+        assert found.slow == counted
+        assert not any(way.option == "reference.cache=true" for way in ways_out(found, 1))  # what follows the policy is in no cache
 
 
 def test_a_critic_is_counted_before_the_run() -> None:
@@ -206,9 +208,10 @@ def test_options_already_taken_are_not_offered() -> None:
 
 
 def test_sampled_answers_that_are_compared_can_be_fewer_and_are_in_no_cache() -> None:
-    load = replace(BIG, positions=8 * 100 + 24, longest=8 * 100 + 24, samples=8, answer=100, reference=BIG.parameters)
+    load = replace(BIG, positions=8 * 100 + 24, longest=8 * 100 + 24, samples=8, answer=100, reference=BIG.parameters, cacheable=False)
     ways = {way.option: way.load for way in ways_out(load, 0)}
     assert "reference.cache=true" not in ways
+    assert [Setup(method=method).can_cache for method in ("dpo", "online_dpo", "kto")] == [True, False, False]
     assert (ways["rollout.samples=2"].longest, ways["rollout.samples=2"].positions) == (224, 224)
     assert not any(way.option.startswith("rollout") for way in ways_out(BIG, 0))
 

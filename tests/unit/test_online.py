@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 
 from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, RewardError
+from prefopt.losses.columns import probe
 from prefopt.losses.kl import KLBudget, kl_estimate
 from prefopt.losses.methods import METHODS
 from prefopt.losses.online import Online
 from prefopt.losses.reduce import reduce
 from prefopt.model import load
 from prefopt.pack.prepare import Prepared
+from prefopt.pack.tree import pack
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
@@ -33,6 +35,7 @@ from prefopt.training.critic import build_critic
 from prefopt.training.fit import FitResult, fit
 from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watched
+from prefopt.training.online import summary
 from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
@@ -374,6 +377,26 @@ def test_ranks_and_choices_make_trees() -> None:
     assert [[branch.rank for branch in tree.branches] for tree in ranked] == [[1, 0]]
     kept = trees_of(GROUPS, [{}, {}, {}], {"keep": torch.tensor([True, False, False])}, room=100)
     assert [[len(branch.ids) for branch in tree.branches] for tree in kept] == [[2]]
+    found = {"rank": torch.tensor([0, 1, 0]), "rewards": torch.tensor([2.0, -1.0, 0.0])}
+    (dear,) = trees_of(GROUPS, [{"old_logps": np.zeros(3, np.float32)}] * 3, found, room=1)
+    assert pack([dear]).margin_N.tolist() == [3.0]  # of what they are ranked by, KL in the reward included
+
+
+def test_a_round_is_told_by_the_policys_own_answers() -> None:
+    answers = group((1.0, 2), (5.0, 4)).answers
+    mixed = replace(GROUPS[0], answers=(answers[0], replace(answers[1], own=False)))
+    told = summary([mixed])
+    assert (told["reward"], told["completions/mean_length"]) == (1.0, 2.0)
+    assert told["reward_std"] == pytest.approx(8**0.5)  # of all that is compared
+
+
+@pytest.mark.parametrize("monitored", [False, True])
+def test_rewards_of_a_loss_without_a_reference_do_not_depend_on_who_watches(monitored: bool) -> None:
+    row = METHODS["online_dpo"].using({"loss": "simpo"})
+    view = probe(reference=monitored)
+    chosen = float(row.metrics(view, {"loss": "simpo"})["rewards/chosen"].total)
+    expected = row.metrics(probe(reference=False), {"loss": "simpo"})["rewards/chosen"].total
+    assert chosen == pytest.approx(float(expected))
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
@@ -402,6 +425,20 @@ def test_ranks_and_choices_make_trees() -> None:
         ("grpo", {"online": OnlineSettings(draws=2)}, "read by online.dynamic alone"),
         ("grpo", {"online": OnlineSettings(reward_at="answer")}, "rewards whole answers"),
         ("grpo", {"rollout": rollout("grpo", temperature=0.0)}, "greedy answers"),
+        ("online_dpo", {"rollout": rollout("online_dpo", temperature=0.0)}, "all the same"),
+        ("best_of_n", {"rollout": rollout("best_of_n", temperature=0.0)}, "all the same"),
+        ("online_dpo", {"rollout": rollout("online_dpo", top_p=0.9), "kl": KLSettings(budget=1.0)}, "do not measure its KL"),
+        ("online_dpo", {"rollout": rollout("online_dpo", temperature=0.7), "kl": KLSettings(target=1.0)}, "do not measure its KL"),
+        (
+            "online_dpo",
+            {"rollout": rollout("online_dpo", top_k=5), "kl": KLSettings(place="loss", ratio=True, coefficient=0.1)},
+            "do not measure its KL",
+        ),
+        ("xpo", {"rollout": rollout("xpo", temperature=0.0)}, "all the same, as long as"),
+        ("gspo", {"kl": KLSettings(place="reward", coefficient=0.1)}, "its price would cancel"),
+        ("grpo", {"kl": KLSettings(place="reward")}, "its price would cancel"),
+        ("reinforce_pp", {"online": OnlineSettings(whiten=False)}, "whitens its advantages by itself"),
+        ("reinforce_pp_baseline", {"online": OnlineSettings(whiten=True)}, "whitens its advantages by itself"),
         ("grpo", {"rollout": rollout("grpo", top_p=0.9)}, "nucleus"),
         ("grpo", {"kl": KLSettings(estimator="k1")}, "no gradient on average"),
         ("ppo", {"kl": KLSettings(estimator="k3")}, "k1, which alone is right"),
@@ -427,6 +464,16 @@ def test_settings_that_cannot_mean_what_they_say(method: str, changes: dict[str,
 @pytest.mark.parametrize("kl", [KLSettings(coefficient=0.0, place="loss"), KLSettings(place="loss", estimator="k2", budget=1.0)])
 def test_kl_may_be_turned_off_where_it_would_stand_and_a_budget_turns_it_on(kl: KLSettings) -> None:
     Setup(method="dapo", kl=kl, rollout=rollout("dapo")).check()
+
+
+@pytest.mark.parametrize("method", ["gspo", "cispo", "dapo"])
+def test_a_price_of_kl_is_a_price_whatever_the_group(method: str) -> None:
+    """Divided by the spread of a group whose answers earn alike, which is then the penalty's own, it would be the same at any price."""
+    setup = Setup(method=method, kl=KLSettings(coefficient=0.1), rollout=rollout(method))
+    setup.check()
+    assert (setup.held.place, setup.held.estimator) == ("loss", "k3")
+    undivided = {"kl": KLSettings(place="reward", coefficient=0.1), "options": {"scale": "none"}}
+    Setup(method=method, rollout=rollout(method), **undivided).check()
 
 
 def test_a_reward_is_needed(tmp_path: Path) -> None:

@@ -180,6 +180,16 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path: Path) -> None:
         run(tmp_path, train={"save_every": 2, "learning_rate": 1e-4})
 
 
+def test_a_run_that_was_out_of_memory_goes_on_in_smaller_passes(tmp_path: Path) -> None:
+    run(tmp_path, train={"save_every": 2})
+    (newest, *_) = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
+    shutil.rmtree(newest)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    before = losses_of(tmp_path)
+    run(tmp_path, train={"save_every": 2, "micro_tokens": 64})
+    assert losses_of(tmp_path) == pytest.approx(before, rel=1e-5)
+
+
 def test_lora_trains_only_the_adapter_and_leaves_a_merged_model(tmp_path: Path) -> None:
     found = run(tmp_path, lora=LoraSettings(rank=4), train={"learning_rate": 1e-2})
     assert losses_of(tmp_path)[0] == pytest.approx(math.log(2), rel=1e-5)
@@ -363,6 +373,7 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
     [
         ({"method": "sft", "reference": ReferenceSettings(cache=True)}, "no reference"),
         ({"method": "kto", "reference": ReferenceSettings(cache=True)}, "other rows"),
+        ({"method": "kto", "train": {"batch_size": 1}}, "a step has one row"),
         ({"reference": ReferenceSettings(cache=True, sync_every=2)}, "cannot follow"),
         ({"options": {"betta": 0.1}}, "betta"),
         ({"options": {"beta": "big"}}, "beta"),
@@ -384,9 +395,21 @@ def test_settings_that_cannot_mean_what_they_say_are_refused(changes: dict, matc
 
 
 def test_a_method_that_needs_margins_refuses_rows_without(tmp_path: Path) -> None:
-    trees = [replace(tree, margin=None) for tree in rows_for("odpo", 4)]
-    with pytest.raises(DataError, match=r"rows.jsonl:1: odpo needs a column `margin`"):
-        fit(Setup(method="odpo"), language_model(), Prepared(trees, [], Preflight(None, None)), out=tmp_path)
+    whole = rows_for("odpo", 4)
+    trees = [replace(tree, margin=None) for tree in whole]
+    for train, heldout in ((trees, []), (whole, trees)):
+        with pytest.raises(DataError, match=r"rows.jsonl:1: odpo needs a column `margin`"):
+            fit(Setup(method="odpo"), language_model(), Prepared(train, heldout, Preflight(None, None)), out=tmp_path)
+
+
+def test_a_step_of_one_row_has_no_other_row_to_take_a_reference_point_from() -> None:
+    with ExitStack() as stack:
+        trees = rows_for("kto", 4)
+        job = build_job(Setup(method="kto"), language_model(), trees, stack, print)
+        for weight in job.model.parameters():
+            torch.nn.init.normal_(weight.data, std=0.1)
+        assert float(mismatched_kl(job, trees)) != 0
+        assert float(mismatched_kl(job, trees[:1])) == 0
 
 
 @pytest.mark.parametrize(("train", "heldout"), [((0.5, -1.5), ()), ((0.5, 0.0), (0.5, -1.5))])

@@ -115,7 +115,8 @@ class Method:
         if self.online:
             return False
         required = {p.name for p in inspect.signature(self.loss).parameters.values() if p.default is p.empty}
-        return any(column == "margin" and name in required for name, column in self.arguments.items())
+        own = any(column == "margin" and name in required for name, column in self.arguments.items())
+        return own or any(METHODS[name].needs_margin for name in self.plus)
 
     @property
     def needs_thumbs(self) -> bool:
@@ -202,7 +203,8 @@ class Method:
         if self.reads == "scores":
             return metrics.of_scores(view)
         per_token = self.per_token or bool(options.get("length_normalized") and self.needs_reference)
-        found = metrics.of_logps(view, self.data, beta=float(options.get("beta", 1.0)), per_token=per_token)
+        relative = any(column.startswith("ref") for column in self.arguments.values())
+        found = metrics.of_logps(view, self.data, beta=float(options.get("beta", 1.0)), per_token=per_token, relative=relative)
         return found | metrics.of_samples(view, options, by_sequence="sequence" in self.arguments.values()) if self.online else found
 
     def check_options(self, options: Mapping[str, Any], mix: Mapping[str, float] | None = None) -> None:
@@ -284,6 +286,7 @@ TO_GO = Online(
     advantages.reward_to_go,
     samples=1,
     kl=0.01,
+    whitens=True,
     about="REINFORCE++: no critic; what is still to come at each token, whitened over the round.",
 )
 WHITENED = Online(
@@ -291,6 +294,7 @@ WHITENED = Online(
     kl=0.01,
     place="loss",
     estimator="k2",
+    whitens=True,
     about="REINFORCE++ with baseline: minus the group's mean, whitened over the round.",
 )
 GREEDY = Online(advantages.against_greedy, samples=1, kl=0.05, about="ReMax: REINFORCE against the reward of the greedy answer.")
@@ -305,10 +309,8 @@ CRITIC = Online(
     whiten=True,
     about="PPO: a critic, GAE, clipped ratios, several passes over a round.",
 )
-GROUP = Online(advantages.group_advantages)
-PENALISED = replace(
-    GROUP, kl=0.04, place="loss", estimator="k3", about="GRPO: each answer in units of its group's spread, clipped ratios, KL in the loss."
-)
+GROUP = Online(advantages.group_advantages, place="loss", estimator="k3")
+PENALISED = replace(GROUP, kl=0.04, about="GRPO: each answer in units of its group's spread, clipped ratios, KL in the loss.")
 CONTRAST = replace(
     GROUP, dynamic=True, about="DAPO: GRPO with a wider upper clip, a mean over tokens, and only groups that differ in reward."
 )

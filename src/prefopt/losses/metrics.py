@@ -57,7 +57,7 @@ METRICS_OF_ROUNDS = {
 Totals = dict[str, tuple[Tensor, int]]
 
 
-def of_logps(view: View, data: str, *, beta: float, per_token: bool) -> dict[str, Stat]:
+def of_logps(view: View, data: str, *, beta: float, per_token: bool, relative: bool) -> dict[str, Stat]:
     """Metrics of a method that trains a language model.
 
     Args:
@@ -65,10 +65,12 @@ def of_logps(view: View, data: str, *, beta: float, per_token: bool) -> dict[str
         data: the method's kind of data; thumbs up and down have sides by label, all others by pair.
         beta: scale of the implicit reward.
         per_token: rewards are per token.
+        relative: rewards are relative to the reference, which the loss reads, and not log-probs alone.
     """
     with torch.no_grad():
         policy_S, ratio_S = COLUMNS["policy"](view), policy_ratio(view)
-        reward_S = beta * (token_mean(ratio_S, COLUMNS["length"](view)) if per_token else ratio_S)
+        raw_S = ratio_S if relative else policy_S
+        reward_S = beta * (token_mean(raw_S, COLUMNS["length"](view)) if per_token else raw_S)
         totals: Totals = {}
         if data == "labels":
             label = COLUMNS["label"](view)

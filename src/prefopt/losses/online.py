@@ -26,6 +26,7 @@ class Online:
         samples: answers to a prompt, when rollout.samples is not given.
         kl: coefficient of the KL penalty, when kl.coefficient is not given. place, estimator: likewise.
         whiten: advantages are whitened over the tokens of the round.
+        whitens: `make` whitens by itself.
         dynamic: prompts whose answers all have one reward are replaced by others.
         anew: what is set at the start of every round: the "reference" to the policy, or the "policy" to the first model.
         explores: the last answer to each prompt is the reference's.
@@ -40,6 +41,7 @@ class Online:
     place: Place = "reward"
     estimator: Estimator = "k1"
     whiten: bool = False
+    whitens: bool = False
     dynamic: bool = False
     anew: Literal["", "reference", "policy"] = ""
     explores: bool = False
@@ -62,7 +64,8 @@ class Online:
         """Settings outside the method's own options that it has defaults of its own for."""
         held: dict[str, Any] = {"kl.coefficient": self.kl, **({"kl.place": self.place} if self.kl else {})}
         held |= {"kl.estimator": self.estimator} if self.kl and self.place == "loss" else {}
-        return {"rollout.samples": self.samples, **held, "online.whiten": self.whiten, "online.dynamic": self.dynamic}
+        whiten = {} if self.whitens else {"online.whiten": self.whiten}
+        return {"rollout.samples": self.samples, **held, **whiten, "online.dynamic": self.dynamic}
 
     @property
     def has_critic(self) -> bool:

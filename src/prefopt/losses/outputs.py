@@ -66,7 +66,8 @@ def _sequence(batch: Batch, unit: str) -> Tensor:
     if unit == "pair":
         return batch.chosen_N
     if unit == "list":
-        return rankings(batch.rank_S, batch.prompt_S)[:, 0]
+        table = rankings(batch.rank_S, batch.prompt_S)
+        return table[:, 0] if table.shape[1] else table.new_zeros(0)
     if unit == "step":
         return torch.searchsorted(batch.last_S, batch.step_index_J)
     return torch.arange(batch.sequences, device=batch.last_S.device)

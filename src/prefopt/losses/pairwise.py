@@ -223,6 +223,7 @@ def wpo(
     Options:
         max_weight: largest product of weights; none in the paper, 1 in the authors' code.
     """
+    require(max_weight is None or max_weight > 0, "max_weight", max_weight, "positive, or left out")
     logit = beta * _margin(chosen, rejected, ref_chosen, ref_rejected)
     weight = wide(chosen_weight).detach() * wide(rejected_weight).detach()
     if max_weight is not None:
@@ -352,6 +353,7 @@ def rpo(
     Options:
         alpha: weight of the likelihood term.
     """
+    require(alpha >= 0, "alpha", alpha, "at least 0")
     return dpo(chosen, rejected, ref_chosen, ref_rejected, beta=beta) - alpha * token_mean(chosen, chosen_len)
 
 
@@ -427,6 +429,7 @@ def dpop(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Ten
     Options:
         penalty: λ (5, 50 and 500 in the paper).
     """
+    require(penalty >= 0, "penalty", penalty, "at least 0")
     u, v = _log_ratios(chosen, rejected, ref_chosen, ref_rejected)
     return -F.logsigmoid(beta * (u - v - penalty * F.relu(-u)))
 
@@ -442,6 +445,7 @@ def chipo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Te
     Options:
         r_max: R, the bound on rewards.
     """
+    require(r_max > 0, "r_max", r_max, "positive")
     u, v = _log_ratios(chosen, rejected, ref_chosen, ref_rejected)
     margin = beta * (exp_tangent(u) + u) - beta * (exp_tangent(v) + v)
     return -F.logsigmoid(margin.clamp(-2 * r_max, 2 * r_max))
@@ -521,6 +525,7 @@ def slic(chosen: Tensor, rejected: Tensor, *, delta: float = 1.0, sft_weight: fl
         delta: margin in nats.
         sft_weight: λ.
     """
+    require(sft_weight >= 0, "sft_weight", sft_weight, "at least 0")
     return F.relu(delta - difference(chosen, rejected)) - sft_weight * wide(chosen)
 
 
@@ -545,6 +550,7 @@ def cpo(
         nll_weight: λ.
         length_normalized: the likelihood term per token; needs chosen_len.
     """
+    require(nll_weight >= 0, "nll_weight", nll_weight, "at least 0")
     if length_normalized and chosen_len is None:
         raise ValueError("length_normalized needs chosen_len")
     likelihood = token_mean(chosen, chosen_len) if length_normalized and chosen_len is not None else wide(chosen)
@@ -562,5 +568,6 @@ def orpo(chosen: Tensor, rejected: Tensor, chosen_len: Tensor, rejected_len: Ten
     Options:
         weight: λ.
     """
+    require(weight >= 0, "weight", weight, "at least 0")
     log_odds = [(mean := token_mean(total, n)) - log1mexp(mean) for total, n in ((chosen, chosen_len), (rejected, rejected_len))]
     return -weight * F.logsigmoid(difference(*log_odds))

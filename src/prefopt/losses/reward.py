@@ -43,6 +43,7 @@ def bradley_terry(
     0.6931...
     """
     require(0 <= label_smoothing < 1, "label_smoothing", label_smoothing, "in [0, 1)")
+    require(centering >= 0, "centering", centering, "at least 0")
     gap = difference(chosen_scores, rejected_scores)
     if margin is not None:
         gap = difference(gap, margin)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prefopt.losses.numeric import log_ratio
+from prefopt.losses.numeric import log_ratio, require
 
 
 def kto(
@@ -45,6 +45,8 @@ def kto(
     Returns:
         [S].
     """
+    require(desirable_weight >= 0, "desirable_weight", desirable_weight, "at least 0")
+    require(undesirable_weight >= 0, "undesirable_weight", undesirable_weight, "at least 0")
     ratio = log_ratio(policy, reference)
     point = torch.as_tensor(kl, dtype=ratio.dtype, device=ratio.device).detach().clamp(min=0)
     gain = beta * (ratio - point)

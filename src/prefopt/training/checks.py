@@ -70,13 +70,15 @@ def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
     yield compared and not online.explores and rollout.samples < 2, "rollout.samples", what, f"set rollout.samples={online.samples}"
     what = f"{setup.method} compares one answer of the policy with one of the reference"
     yield online.explores and setup.rollout.samples != 2, "rollout.samples", what, "set rollout.samples=2"
-    dynamic = online.dynamic if setup.online.dynamic is None else setup.online.dynamic
     what = "prompts whose answers all got one reward are replaced: with one answer each, all of them"
     fix = "set rollout.samples above 1, or leave online.dynamic out"
-    yield dynamic and rollout.samples < 2, "online.dynamic", what, fix
+    yield setup.replaces and rollout.samples < 2, "online.dynamic", what, fix
     ratios = "advantages" in online.gives
     what = "greedy answers are no samples of the policy, whose log-probs the loss is made of"
     yield ratios and rollout.temperature == 0, "rollout.temperature", what, "set rollout.temperature=1"
+    alike = "greedy answers to a prompt are all the same" + (", as long as policy and reference are" if online.explores else "")
+    fix = "set rollout.temperature above 0" + ("" if compared else ", or rollout.samples=1")
+    yield rollout.temperature == 0 and rollout.samples > 1, "rollout.temperature", alike, fix
     what = "answers cut to a nucleus are no samples of the policy: every ratio would be wrong"
     yield ratios and rollout.top_p < 1, "rollout.top_p", what, "set rollout.top_p=1"
     what = "answers drawn from the most probable tokens alone are no samples of the policy: every ratio would be wrong"
@@ -117,6 +119,13 @@ def _penalty(setup: Setup, online: Online) -> Iterator[Wrong]:
     twice = held.place == "loss" and held.estimator == "k2" and held.ratio and bool(held.coefficient)
     what = "k2 has the gradient of KL(policy || reference) by itself; with the ratio it has another"
     yield twice, "kl.ratio", what, "leave one of kl.ratio and kl.estimator=k2 out"
+    bent = "advantages" not in online.gives and not setup.rollout.plain  # where there are advantages, `_samples` sees to it
+    what = "answers that are not drawn from the policy itself (rollout.temperature, top_p, top_k, min_p, constraints) do not measure its KL"
+    for name in ("ratio", "target", "budget"):
+        yield bent and bool(getattr(kl, name)), f"kl.{name}", what, f"draw them at temperature 1 from all tokens, or leave kl.{name} out"
+    divided = held.place == "reward" and setup.options.get("scale", setup.row.options.get("scale")) == "group"
+    what = "the penalty would be divided by the spread of the group, which is its own where answers earn alike: its price would cancel"
+    yield divided and bool(held.coefficient), "kl.place", what, "set kl.place=loss or advantage, or the option scale=none or batch"
     outside = held.place != "loss"
     yield kl.ratio and outside, "kl.ratio", "there is no KL term in the loss to multiply", "set kl.place=loss, or leave it out"
     what = f"half of the answers of {setup.method} are the reference's, which no ratio to the policy corrects"
@@ -130,11 +139,12 @@ def _rest(setup: Setup, online: Online) -> Iterator[Wrong]:
     where = {"advantage": "kl.place", "loss": ""}.get(str(setup.held.place), "")
     yield bool(where) and not ratios, where, f"{setup.method} has no advantages", "set kl.place=reward or loss"
     yield from _unpaid(setup)
+    what = f"{setup.method} whitens its advantages by itself"
+    yield online.whitens and settings.whiten is not None, "online.whiten", what, "leave it out"
     for name, value in (("whiten", settings.whiten), ("importance_cap", settings.importance_cap), ("entropy", settings.entropy)):
         yield bool(value) and not ratios, f"online.{name}", f"{setup.method} has no advantages", "leave it out"
-    dynamic = online.dynamic if settings.dynamic is None else settings.dynamic
     fix = "set online.dynamic=true, or leave it out"
-    yield not dynamic and settings.draws != OnlineSettings().draws, "online.draws", "read by online.dynamic alone", fix
+    yield not setup.replaces and settings.draws != OnlineSettings().draws, "online.draws", "read by online.dynamic alone", fix
     at_answers = settings.reward_at == "answer" and ("lengths" not in online.arguments or setup.held.place != "reward")
     what = "there is no penalty in a token's reward to move" if "lengths" in online.arguments else f"{setup.method} rewards whole answers"
     yield at_answers, "online.reward_at", what, "leave it out"

@@ -52,7 +52,12 @@ def couple(job: Job, trees: Sequence[TokenTree], batches: Sequence[Batch], count
 
 @torch.no_grad()
 def mismatched_kl(job: Job, trees: Sequence[TokenTree]) -> torch.Tensor:
-    """mean_i of log pi/ref of another row's completions under prompt i (arXiv 2402.01306, section 4.1); the loss clamps it at 0."""
+    """mean_i of log pi/ref of another row's completions under prompt i (arXiv 2402.01306, section 4.1); the loss clamps it at 0.
+
+    0 for a step of one row, as the last of an epoch can be: it has no other row.
+    """
+    if len(trees) < 2:
+        return torch.zeros(())
     total = rows = 0.0
     for batch in job.batches(mismatched(trees, limit_of(job.model))):
         with evaluating(job.model):

@@ -369,9 +369,11 @@ class Run:
         return TrainingError(what, where=str(self.best), fix="delete the checkpoints to start again")
 
     def fingerprint(self) -> str:
-        """A hash of every token and of what decides the result: settings, but not when to save, who watches, or where an engine is."""
+        """A hash of every token and of what decides the result: settings, but not when to save, who watches, where an engine is, or how
+        a batch is cut into passes, which a run that was out of memory has to change.
+        """
         plain = _plain(self.setup)
-        del plain["train"]["save_every"], plain["watched"]
+        del plain["train"]["save_every"], plain["train"]["micro_tokens"], plain["watched"]
         plain["rollout"] = deciding(plain["rollout"])
         digest = hashlib.sha256(json.dumps([plain, self.total], sort_keys=True, default=str).encode())
         for tree in Chain(self.data.train, self.data.heldout):
@@ -426,15 +428,18 @@ def _check(setup: Setup, data: Prepared) -> None:
     train = setup.train
     if not data.train:
         raise OptionError("no rows are left to train on", where="data.path", fix="see the preflight table for why they were dropped")
-    soft = next((t for t in data.train if any(isinstance(b.label, float) for b in t.branches)), None) if setup.row.needs_thumbs else None
+    every = Chain(data.train, data.heldout)
+    soft = (
+        next((tree for tree in every if any(isinstance(b.label, float) for b in tree.branches)), None) if setup.row.needs_thumbs else None
+    )
     if soft is not None:
         fix = "round the labels to true and false, or train orm"
         raise DataError(f"{setup.method} learns from thumbs up and down, and this label lies between", where=soft.where, fix=fix)
-    bare = next((tree for tree in data.train if tree.margin is None), None) if setup.row.needs_margin else None
+    bare = next((tree for tree in every if tree.margin is None), None) if setup.row.needs_margin else None
     if bare is not None:
         raise DataError(f"{setup.method} needs a column `margin`, and this row has none", where=bare.where, fix="add it, or train dpo")
     scaled = setup.options.get("form") == "scaled"
-    turned = next((tree for tree in Chain(data.train, data.heldout) if (tree.margin or 0) < 0), None) if scaled else None
+    turned = next((tree for tree in every if (tree.margin or 0) < 0), None) if scaled else None
     if turned is not None:
         what = f"{setup.method} form=scaled counts a preference `margin` times, which cannot be {turned.margin:g}"
         raise DataError(what, where=turned.where, fix="exchange chosen and rejected where the margin is negative, or set form=soft")

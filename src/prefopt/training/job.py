@@ -125,17 +125,24 @@ class Job:
             terms.append(Term(values, self.paid_by, self.penalty.coefficient / self.method.divided_by(view), "kl"))
         if self.entropy and view.entropy_T is not None:
             terms.append(Term(-view.entropy_T, "token", self.entropy, "entropy"))
-        if view.values_T is not None and batch.returns_T is not None and batch.old_values_T is not None and self.critic is not None:
-            values = value_clip(view.values_T, batch.old_values_T, batch.returns_T, clip=self.critic.clip)
-            terms.append(Term(values, "token", self.critic.weight, "value"))
+        errors = self._errors(view)
+        if errors is not None and self.critic is not None:
+            terms.append(Term(errors, "token", self.critic.weight, "value"))
         return terms
+
+    def _errors(self, view: View) -> torch.Tensor | None:
+        """The critic's loss of every token."""
+        batch = view.batch
+        if view.values_T is None or batch.returns_T is None or batch.old_values_T is None or self.critic is None:
+            return None
+        return value_clip(view.values_T, batch.old_values_T, batch.returns_T, clip=self.critic.clip)
 
     def metrics(self, view: View) -> dict[str, Stat]:
         """The method's, and the critic's loss."""
         found = self.method.metrics(view, self.options)
-        if view.values_T is not None and view.batch.returns_T is not None:
-            error = view.values_T.detach() - view.batch.returns_T
-            found["loss/value"] = Stat(float(0.5 * error.square().sum()), len(error))
+        errors = self._errors(view)
+        if errors is not None:
+            found["loss/value"] = Stat(float(errors.detach().sum()), len(errors))
         return found
 
     @property

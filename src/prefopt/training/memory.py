@@ -46,6 +46,8 @@ class Load:
     """Parameters of a reference that stays in memory: 0 for none, for a cached one and for an adapter switched off."""
     slow: bool = False
     """Whether it follows the policy by a share of the way, for which it is kept in fp32 too."""
+    cacheable: bool = True
+    """Whether what it says can be known before the training: not of sampled answers, nor where it follows the policy."""
     critic: int = 0
     """Parameters of a critic with a trunk of its own, of the policy's shape."""
     checkpointing: bool = False
@@ -164,7 +166,7 @@ def ways_out(load: Load, limit: int) -> list[WayOut]:
     changes: Mapping[str, Callable[[], Load]] = {
         f"train.micro_tokens={fewer}": lambda: replace(load, positions=min(load.positions, fewer)),
         f"rollout.samples={samples}": lambda: _with_samples(load, samples),
-        "reference.cache=true": lambda: load if load.answer else replace(load, reference=0),  # sampled answers are in no cache
+        "reference.cache=true": lambda: replace(load, reference=0) if load.cacheable else load,
         "critic.shared=true": lambda: replace(load, critic=0),
         "model.checkpointing=true": lambda: replace(load, checkpointing=True),
         f"lora.rank={RANK}": lambda: replace(load, trained=min(load.trained, _adapters(load)), reference=0),

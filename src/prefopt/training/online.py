@@ -269,6 +269,8 @@ class Rounds:
         made.coefficient = self.controller.coefficient
         columns = made.columns(self.online)
         found = self.online(columns, self.setup.options)
+        if "rank" in found:
+            found["rewards"] = columns["rewards"]  # how far apart two answers are is told by what they were ranked by
         if "returns" in found:
             metrics["critic/vf_explained_var"] = explained(columns["values"], found["returns"])
         if "baseline" in found:
@@ -321,7 +323,7 @@ class Rounds:
         """
         rows, kept, seen, drawn = self.plan.step(number), list[Group](), set[int](), list[Asked]()
         wanted, samples = len(rows), self.setup.rollout.samples
-        dynamic = self.online.dynamic if self.setup.online.dynamic is None else self.setup.online.dynamic
+        dynamic = self.setup.replaces
         with_greedy = "greedy" in self.online.arguments
         for draw in range(self.setup.online.draws if dynamic else 1):
             seen.update(rows)
@@ -477,8 +479,8 @@ def controller(setup: Setup) -> FixedKL:
 
 
 def summary(groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards and lengths of a round under the names users know."""
-    answers = [answer for group in groups for answer in group.answers]
+    """Rewards and lengths of the policy's own answers in a round, under the names users know; spreads are those of all answers compared."""
+    answers = [answer for group in groups for answer in group.answers if answer.own]
     if not answers:
         return {}
     lengths = np.array([len(answer.sample.ids) for answer in answers])

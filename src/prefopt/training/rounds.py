@@ -231,7 +231,8 @@ def trees_of(groups: Sequence[Group], signals: Sequence[Mapping[str, Array]], fo
         for branch in untold(group).branches:
             if "keep" not in found or bool(found["keep"][s]):
                 rank = int(found["rank"][s]) if "rank" in found else None
-                branches.append(replace(branch, rank=rank, signals={**branch.signals, **signals[s]}))
+                score = float(found["rewards"][s]) if "rewards" in found else branch.score
+                branches.append(replace(branch, rank=rank, score=score, signals={**branch.signals, **signals[s]}))
             s += 1
         if "rank" in found and len({branch.rank for branch in branches}) < 2:
             continue

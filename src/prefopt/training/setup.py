@@ -95,6 +95,18 @@ class Setup:
         read = any(column.startswith("ref") for column in self.row.needs)
         return read or self.watched or bool(self.held.coefficient) or self.row.online.explores
 
+    @property
+    def can_cache(self) -> bool:
+        """Whether all that a reference is asked can be asked before the training."""
+        fixed = self.row.online is None and not self.reference.sync_every and not self.train.shard
+        return fixed and self.row.coupling != "mismatched_kl"
+
+    @property
+    def replaces(self) -> bool:
+        """Whether prompts whose answers all got one reward give way to others."""
+        online, asked = self.row.online, self.online.dynamic
+        return online is not None and (online.dynamic if asked is None else asked)
+
     def round_size(self, rows: int) -> tuple[int, int]:
         """Prompts of a round, and optimizer steps of one pass over it, of a method that samples."""
         whole = self.row.online is not None and self.row.online.anew == "policy"
@@ -124,6 +136,9 @@ class Setup:
         METHODS[self.method].check_options(self.options, self.mix)
         if self.row.data == "judgements" and self.pairs != "all":
             raise OptionError(f"{self.method} learns from every pair, ties among them", where="data.pairs", fix="leave data.pairs out")
+        if self.row.coupling == "mismatched_kl" and self.train.batch_size < 2:
+            what = f"{self.method} measures how far the policy has gone on prompts with other rows' completions, and a step has one row"
+            raise OptionError(what, where="train.batch_size", fix="set train.batch_size to 8 or more")
         check_heads(self)
         self._check_reference()
         if self.train.shard:
@@ -290,8 +305,8 @@ def fitting_load(setup: Setup, model: LanguageModel, trees: Sequence[TokenTree],
         load = replace(load, samples=setup.rollout.samples if compared else 0, answer=setup.rollout.max_new_tokens)
         if setup.row.online.has_critic and not setup.critic.shared and setup.critic.path is None:  # one by path may be of any size
             load = replace(load, critic=sum(p.numel() for p in base.base_model.parameters()))
-    if setup.reference.sync_every and setup.reference.sync_rate < 1 and not setup.train.shard:  # split weights are fp32 themselves
-        load = replace(load, slow=True)
+    slow = setup.reference.sync_every > 0 and setup.reference.sync_rate < 1 and not setup.train.shard  # split weights are fp32 themselves
+    load = replace(load, slow=slow, cacheable=setup.can_cache)
     if setup.train.shard:
         ranks = distributed.world_size()
         load = replace(load, **{name: getattr(load, name) // ranks for name in ("parameters", "trained", "reference")})
