@@ -195,7 +195,7 @@ class Batch:
         prompt_S: which tree [0, P) of the batch each sequence belongs to. length_S: scored tokens of each sequence.
         chosen_N, rejected_N: sequences of each preference pair. margin_N: its strength (0 where none is given).
         tied_N: neither of the pair was preferred; such pairs are there only for methods that learn from ties.
-        rank_S, label_S, score_S: what the data says of each sequence (-1, 0, nan where nothing); a label is in [0, 1].
+        rank_S, label_S: what the data says of each sequence (-1, 0 where nothing); a label is in [0, 1].
         step_index_J, step_label_J: index into M of labelled step ends, and their labels.
         index_P: each tree's place in its data set (key of the reference cache).
         sampled_T, old_logps_T, advantages_T, returns_T, old_values_T, weights_T: SIGNALS of the scored tokens; None where a branch
@@ -217,7 +217,6 @@ class Batch:
     tied_N: torch.Tensor
     rank_S: torch.Tensor
     label_S: torch.Tensor
-    score_S: torch.Tensor
     step_index_J: torch.Tensor
     step_label_J: torch.Tensor
     index_P: torch.Tensor

@@ -31,12 +31,13 @@ def trajectory(method: str, *, steps: int = STEPS, out: Path | None = None, **tr
     with tempfile.TemporaryDirectory() as scratch:
         folder = out or Path(scratch)
         run(folder, method, rows=12, train={**TRAIN, "steps": steps, **train})
-        return series_of(folder)
+        return series_of(folder, steps)
 
 
-def series_of(run_folder: Path) -> Series:
-    """The same from the metrics of a finished run."""
+def series_of(run_folder: Path, steps: int = STEPS) -> Series:
+    """The same from the metrics of a finished run of so many steps."""
     rows = [row for row in metrics_of(run_folder) if "loss" in row]
+    assert len(rows) == steps, f"{len(rows)} of {steps} steps have a loss"
     return {name: [_rounded(row[name]) for row in rows] for name in SERIES}
 
 
@@ -61,7 +62,7 @@ def write(method: str, series: Series, reason: str) -> None:
 
 
 def departures(found: Series, expected: Mapping[str, Any]) -> Iterator[str]:
-    """Where a trajectory leaves the file, step by step; a shorter one is compared as far as it goes."""
+    """Where a trajectory leaves the file, step by step, as far as it goes."""
     for name in SERIES:
         for step, (mine, theirs) in enumerate(zip(found[name], expected[name], strict=False), 1):
             if not math.isclose(mine, theirs, rel_tol=TOLERANCE["rel"], abs_tol=TOLERANCE["abs"]):

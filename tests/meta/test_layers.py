@@ -13,14 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "prefopt"
 LAYERS = [
-    {"types", "errors", "settings"},
+    {"types", "errors", "settings", "jsonl"},
     {"losses", "stats", "exact"},
-    {"data", "store", "world", "text"},
+    {"data", "world", "text"},
     {"pack"},
     {"model"},
     {"rollout"},
     {"training"},
-    {"evaluate", "feedback", "report", "verify"},
+    {"evaluate", "report", "verify"},
     {"pipeline"},
     {"cli"},
 ]

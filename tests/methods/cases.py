@@ -95,7 +95,6 @@ def view_of(made: Sequence[Row], *, dtype: torch.dtype = torch.float64) -> View:
         tied_N=torch.tensor([made[p].tied for p in pairs], dtype=torch.bool),
         rank_S=torch.tensor([s.rank for s in flat], dtype=torch.int64),
         label_S=torch.tensor([s.label for s in flat], dtype=torch.float32),
-        score_S=torch.zeros(len(flat)),
         step_index_J=torch.arange(len(steps)),
         step_label_J=torch.tensor([label for _, label in steps], dtype=torch.float32),
         index_P=torch.arange(len(made)),

@@ -35,7 +35,7 @@ from prefopt.training.critic import build_critic
 from prefopt.training.fit import FitResult, fit
 from prefopt.training.job import Job
 from prefopt.training.monitor import Judged, Watched
-from prefopt.training.online import summary
+from prefopt.training.online import explained, summary
 from prefopt.training.rounds import Answer, Group, Made, Round, from_tensors, to_tensors, trees_of
 from prefopt.training.setup import Setup
 from prefopt.types import Example, TokenTree
@@ -388,6 +388,48 @@ def test_a_round_is_told_by_the_policys_own_answers() -> None:
     told = summary([mixed])
     assert (told["reward"], told["completions/mean_length"]) == (1.0, 2.0)
     assert told["reward_std"] == pytest.approx(8**0.5)  # of all that is compared
+
+
+def test_answers_that_did_not_end_are_told(tmp_path: Path) -> None:
+    answers = group((1.0, 2), (5.0, 4), (0.0, 6)).answers
+    cut = replace(answers[1], sample=replace(answers[1].sample, finished=False))
+    told = summary([replace(GROUPS[0], answers=(answers[0], cut, answers[2]))])
+    assert told["completions/clipped_ratio"] == pytest.approx(1 / 3)
+    assert (told["completions/min_length"], told["completions/max_length"]) == (2, 6)
+
+
+def test_how_much_a_critic_knew() -> None:
+    returns = torch.tensor([0.0, 2.0])
+    for values, share in (([0.0, 2.0], 1.0), ([0.0, 1.0], 0.75), ([5.0, 5.0], 0.0), ([2.0, 0.0], -3.0)):
+        assert explained(torch.tensor(values), returns) == pytest.approx(share)
+    assert explained(returns, torch.ones(2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("rloo", {"online": OnlineSettings(prompts=8, epochs=2, whiten=True)}),
+        ("ppo", {"online": OnlineSettings(prompts=8, epochs=2, whiten=False)}),
+        ("rloo", {"rollout": rollout("rloo", seed=1)}),
+    ],
+)
+def test_a_setting_of_rounds_changes_what_is_learned(method: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    once, again, other = (trained(tmp_path / name, method, rows=8, **more) for name, more in (("a", {}), ("b", {}), ("c", changes)))
+    assert all(torch.equal(weight, weights(again)[name]) for name, weight in weights(once).items())
+    assert not all(torch.equal(weight, weights(other)[name]) for name, weight in weights(once).items())
+
+
+def test_passes_over_a_round_have_orders_of_their_own() -> None:
+    round_ = Round(0, trees_of([group((1.0, 2), index=i) for i in range(6)], [{}] * 6, {"advantages": torch.zeros(6)}, room=1000))
+    orders = [[tree.index for at in range(2 * epoch, 2 * epoch + 2) for tree in round_.part(at, 2, seed=1)] for epoch in range(2)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(6))
+    assert orders[0] != orders[1]
+
+
+def test_how_many_steps_an_epoch_has() -> None:
+    assert Setup(method="dpo", train=TrainSettings(batch_size=4)).steps_per_epoch(9) == 3
+    setup = Setup(method="grpo", train=TrainSettings(batch_size=4), online=OnlineSettings(prompts=8, epochs=3))
+    assert setup.steps_per_epoch(16) == 2 * 3 * 2  # rounds, passes over each, steps of a pass
 
 
 @pytest.mark.parametrize("monitored", [False, True])

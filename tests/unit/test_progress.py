@@ -27,7 +27,8 @@ METRICS = {
 def run(total: int, *, terminal: bool, done: int = 0, rank: int = 0, width: int = 120) -> str:
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=width, quiet=rank > 0, color_system=None, legacy_windows=False)
-    with Progress(total, title="dpo", done=done, rank=rank, console=console) as progress:
+    with Progress(total, title="dpo", rank=rank, console=console) as progress:
+        progress.begin(done)
         for step in range(done + 1, total + 1):
             progress.update(step, METRICS)
         progress.say("saved [model]")
@@ -72,10 +73,11 @@ def test_by_default_rank_0_writes_to_standard_error(rank: int, capsys: pytest.Ca
 
 
 def test_time_left_counts_from_this_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 10.0])
+    clock = iter([-60.0, 0.0, 10.0])  # a minute of preparing and of reading the checkpoint
     monkeypatch.setattr("prefopt.training.progress.time.perf_counter", lambda: next(clock))
     file = io.StringIO()
-    progress = Progress(1000, done=899, console=Console(file=file, width=200))
+    progress = Progress(1000, console=Console(file=file, width=200))
+    progress.begin(899)
     progress.update(900, {"loss": 1.0})  # one step took 10 s and 100 are left
     assert "16:40 left" in file.getvalue()
 

@@ -251,12 +251,18 @@ def test_a_metric_that_the_first_row_does_not_count_in_is_measured(method: str, 
     assert name in run(tmp_path, method, rows=15, heldout=3, train={"keep_best": name}).metrics
 
 
-def test_the_best_step_is_kept_and_patience_stops(tmp_path: Path) -> None:
+def test_an_epoch_may_be_a_part(tmp_path: Path) -> None:
+    assert run(tmp_path, rows=8, train={"steps": None, "epochs": 1.5, "batch_size": 4}).steps == 3
+
+
+@pytest.mark.parametrize(("watched", "best_of"), [("eval/loss", min), ("eval/logps/rejected", max)])
+def test_the_best_step_is_kept_and_patience_stops(watched: str, best_of: Callable[..., Any], tmp_path: Path) -> None:
+    """A loss should fall, anything else rise."""
     constant = {"schedule": "constant", "warmup": 0}
-    train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": "eval/loss", "patience": 3, **constant}
+    train = {"steps": 30, "learning_rate": 0.05, "eval_every": 1, "keep_best": watched, "patience": 3, **constant}
     found = run(tmp_path, heldout=6, train=train)
-    rows = [row for row in metrics_of(tmp_path) if "eval/loss" in row]
-    best = min(rows, key=lambda row: row["eval/loss"])
+    rows = [row for row in metrics_of(tmp_path) if watched in row]
+    best = best_of(rows, key=lambda row: row[watched])
     assert found.stopped == "early"
     assert found.steps == best["step"] + 3
     again = run(tmp_path / "short", heldout=6, train=train | {"patience": 0, "steps": int(best["step"])})

@@ -210,7 +210,6 @@ def probe(reference: bool = True, *, steps: bool | None = None) -> View:
         tied_N=torch.zeros(1, dtype=torch.bool),
         rank_S=two,
         label_S=(two == 0).float(),
-        score_S=torch.zeros(2),
         step_index_J=two + 1,
         step_label_J=torch.ones(2),
         index_P=one,

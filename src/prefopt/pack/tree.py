@@ -99,7 +99,6 @@ def _columns(trees: Sequence[TokenTree], places: Sequence[_Place], pairs: Pairs)
         "tied_N": torch.tensor(tied, dtype=torch.bool),
         "rank_S": _long([-1 if b.rank is None else b.rank for b in branches]),
         "label_S": torch.tensor([float(b.label or 0) for b in branches]),
-        "score_S": torch.tensor([float("nan") if b.score is None else b.score for b in branches], dtype=torch.float32),
         "step_index_J": _long(np.concatenate(steps)),
         "step_label_J": torch.tensor([label for b in branches for label in b.step_labels], dtype=torch.float32),
         "index_P": _long([tree.index for tree in trees]),

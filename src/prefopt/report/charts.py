@@ -249,5 +249,4 @@ class DotPlot:
     rows: tuple[DotRow, ...]
     ticks: tuple[Tick, ...]
     rule: float | None = None
-    rule_label: str = ""
     legend: tuple[tuple[str, str], ...] = ()

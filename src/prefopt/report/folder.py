@@ -187,4 +187,4 @@ def items(value: Any) -> Iterator[Any]:
 
 def _lines(path: Path) -> tuple[Json, ...]:
     """The objects of a JSONL file; a line that was cut while it was written is left out."""
-    return tuple(row for line in _text(path).splitlines() if isinstance(row := _parsed(line), dict))
+    return tuple(row for line in _text(path).split("\n") if isinstance(row := _parsed(line), dict))

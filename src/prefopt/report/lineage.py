@@ -14,7 +14,6 @@ ROW = 60
 """Pixels between stages."""
 MIDDLE = 66
 """Where the stages' dots stand, from the left of the picture."""
-WIDTH = 132
 
 
 class Arc(NamedTuple):

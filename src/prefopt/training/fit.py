@@ -118,6 +118,7 @@ def fit(
         run = Run(setup, job, data, stream, total, out, progress)
         run.require_best()
         run.resume()
+        progress.begin(run.at.step)
         run.forget_later()
         first = distributed.rank() == 0
         opened = open_trackers(track or TrackSettings(), out, step=run.at.step, config=_plain(setup)) if first else Trackers([])
@@ -429,9 +430,8 @@ def _check(setup: Setup, data: Prepared) -> None:
     if not data.train:
         raise OptionError("no rows are left to train on", where="data.path", fix="see the preflight table for why they were dropped")
     every = Chain(data.train, data.heldout)
-    soft = (
-        next((tree for tree in every if any(isinstance(b.label, float) for b in tree.branches)), None) if setup.row.needs_thumbs else None
-    )
+    between = (tree for tree in every if any(isinstance(branch.label, float) for branch in tree.branches))
+    soft = next(between, None) if setup.row.needs_thumbs else None
     if soft is not None:
         fix = "round the labels to true and false, or train orm"
         raise DataError(f"{setup.method} learns from thumbs up and down, and this label lies between", where=soft.where, fix=fix)

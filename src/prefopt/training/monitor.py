@@ -7,9 +7,8 @@ monitor.jsonl keeps both with length, repetition, refusals and KL, and audit.jso
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, get_args
 import numpy as np
 from scipy.stats import norm
 
+from prefopt.jsonl import read_rows, write_rows
 from prefopt.rollout.rewards import Reward, Rolled, Verdict
 from prefopt.settings import MonitorSettings, RewardSettings, Verifier
 from prefopt.stats import Interval, clustered_mean
@@ -139,7 +139,7 @@ class Monitor:
     def resume(self, number: int) -> None:
         """Take back the checks of the rounds before `number`, when a run goes on there."""
         self.started = True
-        self.checks = [_from_json(json.loads(line)) for line in _lines(self.out / CHECKS) if json.loads(line)["round"] < number]
+        self.checks = [_from_json(row) for row in read_rows(self.out / CHECKS) if row["round"] < number]
 
     def _evaluate(self, number: int, answers: Sequence[Judged]) -> list[float | None]:
         assert self.evaluator is not None
@@ -270,13 +270,4 @@ def _line(number: int, answer: Judged, value: float | None, why: str) -> dict[st
 
 def _append(path: Path, number: int, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows of a round, in the place of what an earlier start wrote of it and of later ones."""
-    kept = [line for line in _lines(path) if json.loads(line)["round"] < number]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text("".join([*kept, *(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)]), encoding="utf-8")
-    draft.replace(path)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    if path.exists():
-        yield from path.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_rows(path, [*(row for row in read_rows(path) if row["round"] < number), *rows])

@@ -9,10 +9,8 @@ bit: a round that was under way lies in the checkpoint. Every answer with its re
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from prefopt.errors import DataError, PrefoptError, RewardError
+from prefopt.jsonl import write_rows
 from prefopt.losses.kl import AdaptiveKL, FixedKL, KLBudget
 from prefopt.pack.plan import Plan, share
 from prefopt.pack.prepare import Prepared
@@ -399,7 +398,7 @@ class Rounds:
     def _kept(self, error: PrefoptError, answers: Sequence[tuple[Any, Sample]]) -> PrefoptError:
         """The error, with the place where answers that would be lost are kept."""
         path = self.out / "rollouts" / f"unjudged{f'-{distributed.rank()}' if distributed.rank() else ''}.jsonl"
-        _write(path, ({"prompt": plain(row.prompt), "completion": sample.text} for row, sample in answers))
+        write_rows(path, ({"prompt": plain(row.prompt), "completion": sample.text} for row, sample in answers))
         fix = " ".join(part for part in (error.fix, f"(the answers are kept in {path})") if part)
         return type(error)(error.what, where=error.where, fix=fix)
 
@@ -449,10 +448,10 @@ class Rounds:
             }
             for group in (*groups, *self.dropped)
         )
-        _write(self.out / "rollouts" / f"round-{number + 1:06d}.jsonl", rows)
+        write_rows(self.out / "rollouts" / f"round-{number + 1:06d}.jsonl", rows)
         if self.unjudged:
             path, (_, first) = self.out / "unjudged" / f"round-{number + 1:06d}.jsonl", self.unjudged[0]
-            _write(path, (_aside(prompt, answer) for prompt, answer in self.unjudged))
+            write_rows(path, (_aside(prompt, answer) for prompt, answer in self.unjudged))
             self.say(
                 f"round {number + 1}: left out {len(self.unjudged)} answers that could not be judged ({first.verdict.note}), see {path}"
             )
@@ -525,11 +524,3 @@ def _row(tree: TokenTree) -> Any:
 def _aside(prompt: TokenTree, answer: Answer) -> dict[str, Any]:
     """An answer that could not be judged, and why."""
     return {"prompt": plain(_row(prompt).prompt), "completion": answer.sample.text, "note": answer.verdict.note, "where": prompt.where}
-
-
-def _write(path: Path, rows: Iterator[Mapping[str, Any]]) -> None:
-    """Whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(draft, path)

@@ -39,21 +39,26 @@ class Progress:
     Args:
         total: steps of the whole run.
         title: what is trained ("dpo").
-        done: steps done before this start; they do not count towards the speed.
         rank: this process's number; all but 0 are silent.
         console: where to, for tests.
     """
 
-    def __init__(self, total: int, *, title: str = "", done: int = 0, rank: int = 0, console: Console | None = None) -> None:
+    def __init__(self, total: int, *, title: str = "", rank: int = 0, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, quiet=rank > 0, highlight=False)
-        self._total, self._title, self._first = total, title, done
+        self._total, self._title, self._first = total, title, 0
         self._every = math.ceil(total / LINES)
         self._started = time.perf_counter()
         self._bar: Bar | None = None
         if self._console.is_terminal and rank == 0:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
             self._bar = _Bar(*columns, console=self._console, refresh_per_second=4)
-            self._task = self._bar.add_task(title, total=total, completed=done, left="", shown="")
+            self._task = self._bar.add_task(title, total=total, left="", shown="")
+
+    def begin(self, done: int) -> None:
+        """From here on time counts; the steps done before this start do not count towards the speed."""
+        self._first, self._started = done, time.perf_counter()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show that `step` steps are done."""
