@@ -43,8 +43,8 @@ class Method:
         reads: what the model gives, "logps" (a language model) or "scores" (a reward model).
         columns: argument of the loss -> column, where the names differ or the argument is keyword-only.
         plus: other rows added with a weight, as a user does with mix.NAME=WEIGHT.
-        coupling: what the loop computes over the whole optimizer step before the loss: "mismatched_kl" (View.kl), "reward_shift"
-            (View.delta), "batch" (all pairs in one call).
+        coupling: what the loop must know before the loss besides the batch: of the whole optimizer step "mismatched_kl" (View.kl) or
+            "batch" (all pairs in one call), of the steps before it "reward_shift" (View.delta).
         per_token: rewards of the metrics are per token, as the loss's are.
         online: how it learns from its own samples; None for a method that learns from a data set.
         within: how a loss of tokens is gathered to one of sequences.
