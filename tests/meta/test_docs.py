@@ -141,6 +141,7 @@ def test_the_page_of_settings_is_what_the_code_says(monkeypatch: pytest.MonkeyPa
         assert all(f"| `{section}.{key}` |" in made.page() for key in hints(cls))
     for kind in KINDS.values():
         assert all(f"| `{key}` |" in made.page() for key in kind.options)
+    assert not re.findall(r"^\| (`.+?`) \|.*\|  \|$", made.page(), flags=re.MULTILINE), "keys without a meaning"
 
 
 @pytest.mark.parametrize("name", METHODS)
