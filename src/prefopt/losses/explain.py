@@ -70,7 +70,7 @@ def _lines(name: str, method: Method) -> list[str]:
         f"Data: {DATA[method.data]}; reference policy: {'yes' if method.needs_reference else 'no'}",
         f"Mean over: {method.unit}s of the whole optimizer step",
         *([f"Coupled: {COUPLINGS[method.coupling]}"] if method.coupling else []),
-        f"Learning rate: {method.learning_rate:g} (full fine-tune of a model of about 7B parameters; small models take more)",
+        f"Learning rate: {method.learning_rate:g} ({sized(method)})",
         "Options:",
         *(options or ["  none"]),
         *([f"  {key}={plain(default)}" for key, default in method.online.settings.items()] if method.online else []),
@@ -121,6 +121,13 @@ def _never(online: Online) -> Iterator[str]:
         yield "reward_baseline"
     if online.anew == "reference":  # the policy of the round's beginning, at no distance from it
         yield from ("objective/kl", *(key for key in METRICS_OF_ROUNDS if key.startswith("kl/")))
+
+
+def sized(method: Method) -> str:
+    """What the method's learning rate is for."""
+    if method.data == "text":
+        return "model of some hundred million parameters, from random weights; larger ones take less"
+    return "full fine-tune of a model of about 7B parameters; small models take more, LoRA ten times as much"
 
 
 def plain(value: object) -> str:

@@ -39,7 +39,7 @@ class Method:
         unit: what one value of the loss belongs to; the loss is the mean over these in an optimizer step.
         data: the kind of rows it learns from.
         paper: arXiv id, and the equation or section where it could be checked.
-        learning_rate: for a full fine-tune of a model of about 7B parameters, the paper's or the field's.
+        learning_rate: for a full fine-tune of a model of about 7B parameters, the paper's or the field's; see `explain.sized`.
         reads: what the model gives, "logps" (a language model) or "scores" (a reward model).
         columns: argument of the loss -> column, where the names differ or the argument is keyword-only.
         plus: other rows added with a weight, as a user does with mix.NAME=WEIGHT.

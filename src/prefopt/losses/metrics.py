@@ -59,7 +59,7 @@ METRICS_OF_STEPS = {
     "grad_norm": "norm of the gradient before it is clipped; of the policy's alone where there is a critic",
     "lr": "the learning rate of the step, after warm-up and schedule",
     "epoch": "passes over the rows so far, of methods that sample over the prompts",
-    "tokens_per_second": "positions computed in the step, each prompt once where trees are packed, by its time without sampling and judging",
+    "tokens_per_second": "positions computed in the step, each prompt once where trees are packed, by its time; sampling takes none of it",
     "pairs_per_second": "pairs of the step by the same time, where it has some",
     "skipped_steps": "1 where a step had nothing to learn from (a round without a contrast, say) and changed nothing",
 }
