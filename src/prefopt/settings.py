@@ -312,8 +312,8 @@ class JudgeSettings:
 
     by: Literal["auto", "gold", "reward", "ai", "labels", "annotator"] = "auto"
     """gold: the synthetic world's own reward; reward: a reward model; ai: a language model behind a server; labels: people's, the column
-    `label` of rows that name the models in `model_a` and `model_b`; annotator: a simulated one. auto is reward where path is given, ai where
-    url is, else gold."""
+    `label` of rows that name the models in `model_a` and `model_b`; annotator: a simulated one. auto is reward where path is given, ai
+    where url is, else gold."""
     path: str | None = None
     """The reward model."""
     url: str | None = None
