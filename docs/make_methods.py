@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from prefopt.data.preflight import FITS
 from prefopt.losses.columns import probe
-from prefopt.losses.explain import COUPLINGS, DATA, logged, plain, prose
+from prefopt.losses.explain import COUPLINGS, DATA, logged, plain, prose, sized
 from prefopt.losses.methods import METHODS, Method
 from prefopt.losses.published import PUBLISHED, WITHOUT
 from prefopt.pipeline.kinds import SECTIONS
@@ -65,6 +66,16 @@ ROWS = {
     ),
 }
 """Two rows of each kind of data; all rows of a file have one layout."""
+KINDS = {
+    "text": "text",
+    "demonstrations": "answers to prompts",
+    "pairs": "pairs",
+    "rankings": "rankings",
+    "labels": "thumbs",
+    "steps": "answers with labelled steps",
+    "prompts": "prompts",
+}
+"""The kinds of rows that FITS names, in words."""
 
 Choice = Callable[[Method], bool]
 QUESTIONS: tuple[tuple[str, str, str, Choice], ...] = (
@@ -195,7 +206,7 @@ class Recipe:
 
 FROM_PAPERS = (
     "The column *paper* holds what the paper's own experiments used; an empty cell was not found there. The defaults are one set for each "
-    "family, so that its methods compare at an equal tie to the reference, for a full fine-tune of about 7B parameters."
+    "family, so that its methods compare at an equal tie to the reference."
 )
 
 
@@ -217,9 +228,9 @@ def options(name: str, method: Method, recipe: Recipe) -> list[str]:
     rows += [(f"mix.{key}", f"{weight:g}", "", f"weight of the [{key}]({key}.md) term") for key, weight in method.plus.items()]
     for key, default in settings(name, method).items():
         value, comment = recipe.settings.get(key, ("", ""))
-        page = "[Recipes](../recipes.md)" if key.startswith("train.") else "[Reinforcement learning](../reinforcement-learning.md)"
-        rows.append((key, default, value, marked(comment) or f"see {page}"))
-    told = [marked(WITHOUT[name]), ""] if name in WITHOUT else [FROM_PAPERS, ""]
+        section = key.partition(".")[0]
+        rows.append((key, default, value, marked(comment) or f"see [Settings](../settings.md#{section})"))
+    told = [marked(WITHOUT[name]), ""] if name in WITHOUT else [f"{FROM_PAPERS} The learning rate is for a {sized(method)}.", ""]
     cells = (
         (f"`{key}`", f"`{default}`", f"`{value}`" if value else "", marked(paper.get(key, "")), words)
         for key, default, value, words in rows
@@ -247,15 +258,18 @@ def summary(name: str, method: Method, recipe: Recipe) -> list[str]:
     ]
     rows += [("Coupled", COUPLINGS.get(method.coupling, method.coupling))] if method.coupling else []
     rows += [("Loss at policy == reference", f"{start(method)} at the defaults")] if start(method) else []
-    about = (inspect.getdoc(method.loss) or "").partition("\n")[0]
-    lead = [marked(method.about), ""] if method.about and method.about != about else []
+    about, more = (inspect.getdoc(method.loss) or "").partition("\n")[0], method.more_than_its_loss
+    lead = [marked(more), ""] if more and more != about else []
     return [f"# {name}", "", *lead, marked(about), "", marked(recipe.about), "", *table(("", ""), rows)]
 
 
 def example(name: str, method: Method, recipe: Recipe) -> list[str]:
     """Two rows of data and the command."""
     rows = ROWS.get("margins" if method.needs_margin else method.data, ())
-    lead = f"Rows of `{recipe.data}` look like one of these, or have any other layout of [Data](../data.md):"
+    *others, last = (KINDS[kind] for kind in FITS[method.data])
+    kinds = f"{', '.join(others)} or {last}" if others else last
+    margin = ", each with a `margin`" if method.needs_margin else ""
+    lead = f"Rows of `{recipe.data}` look like one of these, or have any layout of [Data](../data.md) that holds {kinds}{margin}:"
     data = ["## Data", "", lead, "", *fenced(rows, "json")] if rows else []
     first = next((f" {key}={plain(value)}" for key, value in method.options.items() if value is not None), "")
     first = " reward.verifier=math" if method.online else first
@@ -312,7 +326,7 @@ def page(name: str, method: Method) -> str:
         facts(method),
         example(name, method, recipe),
         options(name, method, recipe),
-        ["## Metrics", "", *metrics],
+        ["## Metrics", "", "Besides [those of every run](../recipes.md#metrics):", "", *metrics],
         proof(name),
         peers(name, method),
         notation(method),

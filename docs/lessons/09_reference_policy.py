@@ -63,8 +63,8 @@ print(
 
 # %% [markdown]
 # Both runs end at the same loss, to the last digit shown: nothing in the later curve betrays the mistake. The first number does, and so
-# `prefopt train` refuses to start when policy and reference disagree on a token, and a cached reference is kept under a hash of weights,
-# data, template and dtype.
+# `prefopt train` refuses to start when policy and reference disagree on a token (unless `reference.path` names another model, which may
+# differ on purpose), and a cached reference is kept under a hash of weights, data, template and dtype.
 #
 # **Noise counts too.** A sum of a thousand log-probs in bf16 is off by about a nat. Here every log-prob of the reference gets an error of
 # one nat: as large as the log-ratios that DPO is about.

@@ -141,12 +141,13 @@ few_right, many_right = (
     curve(few, "eval/rewards/accuracies")[1],
     curve(many, "eval/rewards/accuracies")[1],
 )
+few_best, many_best = few_right[int(np.argmin(few_loss))], many_right[int(np.argmin(many_loss))]
 learned = np.mean(curve(few, "rewards/accuracies")[1][-10:])
 
 # %% [markdown]
 # **Found.** With 300 pairs the model reached {{learned:.0%}} on its training pairs, above the {{sure.mean():.0%}} that anybody could predict, while held-out
-# loss rose from {{min(few_loss):.2f}} to {{few_loss[-1]:.2f}}, far above the ln 2 of a model that knows nothing. Eight times as many pairs took held-out accuracy
-# from {{max(few_right):.0%}} to {{max(many_right):.0%}}.
+# loss rose from {{min(few_loss):.2f}} to {{few_loss[-1]:.2f}}, far above the ln 2 of a model that knows nothing. Eight times as many pairs took held-out accuracy,
+# at the best held-out loss of each, from {{few_best:.1%}} to {{many_best:.1%}}.
 #
 # **Where it ends.** One epoch is the usual choice, and all pairs of one prompt belong on one side of the split. The score is calibrated only
 # as long as held-out loss is near its minimum (lesson 14).
@@ -154,6 +155,6 @@ learned = np.mean(curve(few, "rewards/accuracies")[1][-10:])
 # %%
 assert learned > sure.mean() + 0.05
 assert few_loss[-1] > min(few_loss) + 0.3
-assert max(many_right) > max(few_right) + 0.03
+assert many_best > few_best + 0.03
 assert max(many_right) < sure.mean() + 0.03
 assert min(many_loss) < min(few_loss)

@@ -54,10 +54,13 @@ class LoraSettings:
     """Low-rank adapters instead of all weights; off while rank is 0."""
 
     rank: Count = 0
+    """Rank of the adapters."""
     alpha: Positive | None = None
     """Scale of the update; 2 * rank when not given."""
     dropout: Share = 0.0
+    """Share of what goes into an adapter that is zeroed in training; nothing is measured under it."""
     targets: str | list[str] = "all-linear"
+    """Layers that get an adapter: their names (q_proj, v_proj), a pattern, or all-linear for every linear layer but the head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class DataSettings:
     eval_path: str | list[str] | None = None
     """Held-out rows; otherwise eval_fraction of the groups of `path`."""
     eval_fraction: Share = 0.0
+    """Share of the groups of `path` that is held out, each with all its rows."""
     limit: Size | None = None
     """Use only the first rows."""
     chat: bool = False
@@ -95,6 +99,7 @@ class TrainSettings:
     steps: Size | None = None
     """Optimizer steps; when not given, what `epochs` takes."""
     epochs: Positive = 1.0
+    """Passes over the rows; of methods that sample, over the prompts."""
     batch_size: Size = 32
     """Prompts per optimizer step, over all ranks."""
     micro_tokens: Size = 8192
@@ -102,16 +107,21 @@ class TrainSettings:
     learning_rate: Positive | None = None
     """When not given, the method's own (prefopt methods NAME)."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """The learning rate after the warm-up: constant, falling to 0 in a line, or to a tenth along a cosine."""
     warmup: AtLeast0 = 0.05
     """Steps of linear warm-up, or their share of all steps when below 1."""
     weight_decay: AtLeast0 = 0.0
+    """Decoupled weight decay of the matrices; biases and norms have none."""
     grad_clip: AtLeast0 = 1.0
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """bf16 computes in bf16 with fp32 master weights and optimizer state; auto is bf16 on a GPU, fp32 on a CPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon is for the matrices between the embedding and the head; all else is AdamW's then too."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the mean gradient and of its square."""
     seed: Count = 0
+    """Of the order of the rows, of what is held out, of weights that are drawn, of dropout and, with rollout.seed, of samples."""
     eval_every: Count = 0
     """Steps between evaluations on the held-out split; 0 is only at the end."""
     save_every: Count = 0
@@ -154,9 +164,11 @@ class RolloutSettings:
     samples: Size = 1
     """Completions per prompt."""
     max_new_tokens: Size = 256
+    """Longest answer in tokens; one that has not ended by then is cut off."""
     temperature: AtLeast0 = 1.0
     """0 is greedy."""
     top_p: Share = 1.0
+    """Draw from the fewest most probable tokens that hold this share of the probability only; 1 is all."""
     top_k: Count = 0
     """Draw from so many most probable tokens only; 0 is all. top_p is taken of what top_k and min_p leave."""
     min_p: Share = 0.0
@@ -184,6 +196,7 @@ class RolloutSettings:
     batch_size: Size = 64
     """Sequences decoded together."""
     seed: Count = 0
+    """Of the samples."""
 
     @property
     def plain(self) -> bool:
@@ -261,7 +274,8 @@ class KLSettings:
     """How a policy that learns from its own samples is held to the reference. null is the method's own."""
 
     coefficient: AtLeast0 | None = None
-    """Reward units per nat; where it is controlled, where that begins."""
+    """Reward units per nat. With a target the controller begins there; with a budget it begins at the price of KL at its aim, and a run,
+    which begins at no distance, pays e^-1.2 of that, about 0.3, in its first round."""
     place: Literal["reward", "advantage", "loss"] | None = None
     """Taken from the reward before the baseline, from the advantage after it, or a term of the loss."""
     estimator: Literal["k1", "k2", "k3"] | None = None
@@ -297,8 +311,9 @@ class JudgeSettings:
     """Who says which of two answers is better."""
 
     by: Literal["auto", "gold", "reward", "ai", "labels", "annotator"] = "auto"
-    """gold: the synthetic world's own reward; reward: a reward model; ai: a language model behind a server; labels: people's, in the
-    data; annotator: a simulated one. auto is reward where path is given, ai where url is, else gold."""
+    """gold: the synthetic world's own reward; reward: a reward model; ai: a language model behind a server; labels: people's, the column
+    `label` of rows that name the models in `model_a` and `model_b`; annotator: a simulated one. auto is reward where path is given, ai
+    where url is, else gold."""
     path: str | None = None
     """The reward model."""
     url: str | None = None
@@ -375,4 +390,6 @@ class TrackSettings:
     """Where metrics go besides metrics.jsonl."""
 
     to: list[Literal["tensorboard", "trackio", "wandb"]] | Literal["tensorboard", "trackio", "wandb"] | None = None
+    """One or several; nothing is sent anywhere when not given."""
     project: str = "prefopt"
+    """What trackio and wandb call the project."""

@@ -18,6 +18,7 @@ from prefopt.data.read import read
 from prefopt.evaluate.suites import GROUPS, SUITES
 from prefopt.losses.explain import explain
 from prefopt.losses.methods import METHODS
+from prefopt.losses.metrics import METRICS_OF_STEPS
 from prefopt.losses.published import PUBLISHED, WITHOUT
 from prefopt.pipeline import recipe
 from prefopt.pipeline.check import hints
@@ -91,6 +92,11 @@ def test_the_pages_name_every_kind_and_mark_the_suites_that_are_asked_for() -> N
     assert {name for name, mark in rows.items() if not mark} == set(GROUPS["default"])
 
 
+def test_what_every_run_logs_stands_on_a_page() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition("## Metrics")[2].partition("\n## ")[0]
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page, flags=re.MULTILINE)) == METRICS_OF_STEPS
+
+
 def test_every_public_file_that_is_read_has_its_source_told() -> None:
     told = set(re.findall(r"^\| `(\w+/\S+)` \| \d+ \| \[", (ROOT / "docs" / "results.md").read_text(), flags=re.MULTILINE))
     recipes = {name for path in (ROOT / "recipes" / "real").glob("*.yaml") for name in re.findall(r"\bdata/(\w+/\S+)", path.read_text())}
@@ -141,12 +147,14 @@ def test_the_page_of_settings_is_what_the_code_says(monkeypatch: pytest.MonkeyPa
         assert all(f"| `{section}.{key}` |" in made.page() for key in hints(cls))
     for kind in KINDS.values():
         assert all(f"| `{key}` |" in made.page() for key in kind.options)
+    assert not re.findall(r"^\| (`.+?`) \|.*\|  \|$", made.page(), flags=re.MULTILINE), "keys without a meaning"
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_page_of_a_method_has_its_formula_data_options_and_claims(name: str) -> None:
     made = generator()
     page = made.page(name, METHODS[name])
+    assert page.split("\n")[2] == made.marked(METHODS[name].summary)
     for part in ("## Formula", "## Command", "## Options", "## Metrics", f"prefopt train {name} "):
         assert part in page
     for claim in CLAIMS:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +20,7 @@ from prefopt.losses.methods import METHODS
 
 COMMANDS = [["quickstart"], ["run"], ["train"], ["generate"], ["score"], ["methods"], ["doctor"], ["report"], ["verify"], ["data", "check"]]
 Captured = pytest.CaptureFixture[str]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def said(capsys: Captured, *arguments: str) -> tuple[int, str, str]:
@@ -157,6 +161,24 @@ def test_doctor_names_what_this_machine_has(capsys: Captured) -> None:
     for word in ("torch", "cores", "GB", "bf16", "GPU", "wandb", "forward pass"):
         assert word in out
     assert not any(line.startswith("no ") for line in out.splitlines())
+
+
+def test_doctor_knows_every_optional_package_and_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an extra of pyproject.toml installs for users, with the way to it."""
+    from prefopt.cli import doctor
+    from prefopt.rollout.sandbox.run import require
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {re.split("[><=]", line)[0].replace("-", "_"): name for name, lines in extras.items() if name != "dev" for line in lines}
+    monkeypatch.setattr(doctor, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None)))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    require.cache_clear()
+    lines = {finding.name: finding for finding in doctor.findings()}
+    for package, extra in packages.items():
+        assert lines[package].state == "-"
+        assert f"pip install 'prefopt[{extra}]'" in lines[package].text
+    assert lines["sandbox"].state == "-"
+    assert "install bubblewrap" in lines["sandbox"].text
 
 
 def test_doctor_says_no_when_training_cannot_work(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

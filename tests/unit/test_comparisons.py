@@ -67,6 +67,8 @@ def test_orders() -> None:
     assert score_rate(swapped_scores([1] * 50, [0] * 50)).value == 0.5  # a judge who only likes the first place
     with pytest.raises(ValueError, match="shapes"):
         swapped_scores([1], [1, 0])
+    with pytest.raises(ValueError, match="shapes differ"):
+        position_bias([1], [1, 0])
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 5), (5, 5), (3, 7), (80, 200)])

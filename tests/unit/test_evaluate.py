@@ -175,6 +175,15 @@ def test_labels_of_people_count_for_the_model_they_name(tmp_path: Path) -> None:
     assert figures_in(tmp_path)["length_chars", "x", "all", ""]["value"] == (11 + 2 + 2 + 2) / 4
 
 
+def test_names_of_models_are_not_opened_unless_a_suite_is_asked_for_that_does(tmp_path: Path) -> None:
+    said: list[str] = []
+    bench = bench_of(tmp_path, "x", "y", data=votes(tmp_path), judge=JudgeSettings(by="labels"))
+    bench.say = said.append
+    suites.run("default", bench)
+    assert figures_in(tmp_path)["win_rate", "x", "all", ""]["n"] == 4
+    assert "shift (needs models, which are names here (judge.by=labels))" in said[0]
+
+
 def test_an_unknown_model_among_the_labels_is_named(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, "x", "w", data=votes(tmp_path), judge=JudgeSettings(by="labels"))
     with pytest.raises(OptionError, match=r"no row has an answer of w.*\n?.*there are"):

@@ -157,6 +157,17 @@ def test_not_measured_is_told_or_refused() -> None:
         decided(shares("refusal", [1, 0], [1, 0], "harmful"), GateRule(metric="refusal", slice="harmfull", at_least=0.5))
 
 
+def test_a_gate_without_evidence_of_safety_says_what_the_data_lack_and_the_way_without() -> None:
+    rules = list(gates.read_policy(None).rules)
+    with pytest.raises(DataError) as caught:
+        judge(rules, GateSettings(), [Evidence("evaluate", "dpo", "sft", [wins(300, 100), *shares("over_refusal", [1, 0], [0, 0])])])
+    message = str(caught.value)
+    assert "no evaluation measures 'refusal'" in message
+    assert "`label` calls unsafe" in message
+    assert "required: false" in message
+    assert len(message.splitlines()) <= 3
+
+
 def test_mismatches_are_refused() -> None:
     rows = shares("refusal", [1, 0] * 50, [1, 0] * 50)
     other = Evidence("other", "dpo", "base", [figure("kl", clustered_mean([1.0, 2.0]), model="dpo", model_sha256="zz")])

@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy import stats
 
-from prefopt.errors import DataError
+from prefopt.errors import DataError, OptionError
 from prefopt.rollout import decoding
 from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.sampler import Sample, draw, inverse_cdf, nucleus
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 from tests.tiny import VOCAB, tiny_model
+from tests.worlds import language_model
 
 STOP = 2
 CACHED = ["llama", "gpt2", "mistral", "gemma3_text", "bloom"]  # bloom takes no positions, mistral and gemma 3 have sliding windows
@@ -296,3 +297,11 @@ def test_a_lean_path_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(decoding, "lean_model", lambda model: replace(made(model), scale=3.0))
     assert paths(model) == "Cached"
     assert [int(sample.ids[0]) for (sample,) in ask(model, prompts(), temperature=0)] == [int(token) for token in expected]
+
+
+def test_options_beside_settings_are_refused_not_ignored() -> None:
+    policy: Any = language_model("dpo")
+    settings = RolloutSettings(max_new_tokens=3, temperature=0.0)
+    assert policy.generate(["w5 w6"], settings=settings) == policy.generate(["w5 w6"], max_new_tokens=3, temperature=0.0)
+    with pytest.raises(OptionError, match="samples"):
+        policy.generate(["w5 w6"], settings=settings, samples=2)

@@ -22,7 +22,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from prefopt.data.preflight import Preflight
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
+from prefopt.losses.explain import logged
 from prefopt.losses.methods import METHODS
+from prefopt.losses.metrics import METRICS_OF_STEPS
 from prefopt.model.load import load_causal
 from prefopt.model.selfcheck import go_back
 from prefopt.pack.prepare import Prepared
@@ -38,7 +40,7 @@ from prefopt.training.setup import Setup, build_job
 from prefopt.training.stream import Rows
 from prefopt.types import TokenTree
 from tests.tiny import random_tree
-from tests.worlds import language_model, losses_of, metrics_of, rows_for, run
+from tests.worlds import UNTIMED, language_model, losses_of, metrics_of, rows_for, run
 
 AT_REFERENCE = {
     "dpo": math.log(2),
@@ -59,11 +61,23 @@ def test_every_method_trains_and_saves_a_model_that_transformers_opens(method: s
     losses = losses_of(tmp_path)
     assert len(losses) == found.steps == 4
     assert all(map(math.isfinite, losses))
-    assert {"grad_norm", "lr", "eval/reward" if METHODS[method].online else "eval/loss"} <= set(found.metrics)
+    assert ("eval/reward" if METHODS[method].online else "eval/loss") in found.metrics
+    _assert_told(method, metrics_of(tmp_path))
     scorer = METHODS[method].reads == "scores"
     opened = (AutoModelForSequenceClassification if scorer else AutoModelForCausalLM).from_pretrained(found.model)
     start = language_model(method).model.state_dict()
     assert any(not torch.equal(weight, start[name]) for name, weight in opened.state_dict().items())
+
+
+def _assert_told(method: str, rows: list[dict[str, float]]) -> None:
+    """Its page names every metric that it logs, and none that never comes."""
+    told = dict(logged(METHODS[method])).keys() | METRICS_OF_STEPS.keys()
+    logs = {"rewards/NAME/mean" if key == "rewards/even/mean" else key for row in rows for key in row if not key.startswith("eval/")}
+    with_others = {"step", "completions/min_length", "completions/max_length"}  # told with the mean
+    assert logs <= told | with_others
+    asked_for = {"objective/kl", *(key for key in told if key.startswith("kl/")), *UNTIMED, "skipped_steps"}
+    of_pairs = {key for key in told if key.startswith("rewards/")} if method == "orm" else set()  # which these rows are not
+    assert told - logs <= asked_for | of_pairs
 
 
 @pytest.mark.parametrize(("method", "value"), AT_REFERENCE.items())

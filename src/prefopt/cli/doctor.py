@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from prefopt.errors import RewardError
 from prefopt.pipeline import record
 
 State = Literal["ok", "no", "-"]
 OPTIONAL = {
+    "math_verify": "answers of reward.verifier=math that are no plain numbers; pip install 'prefopt[math]'",
+    "openai": "judge.by=ai; pip install 'prefopt[judge]'",
+    "vllm": "rollout.engine=vllm; pip install 'prefopt[vllm]'",
     "tensorboard": "track.to=tensorboard; pip install 'prefopt[track]'",
     "trackio": "track.to=trackio; pip install 'prefopt[track]'",
     "lm_eval": "suite lm_eval; pip install 'prefopt[lm-eval]'",
@@ -46,6 +50,7 @@ def findings() -> Iterator[Finding]:
     for package, use in OPTIONAL.items():
         there = importlib.util.find_spec(package) is not None
         yield Finding("ok" if there else "-", package, "installed" if there else f"not installed: {use}")
+    yield _sandbox()
     yield _tried("forward pass", _tiny_forward)
 
 
@@ -96,6 +101,16 @@ def _compiler() -> Finding:
 def _offline() -> Finding:
     off = os.environ.get("HF_HUB_OFFLINE") == "1"
     return Finding("-" if off else "ok", "hub", "HF_HUB_OFFLINE=1: only folders and cached models" if off else "hub names are looked up")
+
+
+def _sandbox() -> Finding:
+    from prefopt.rollout.sandbox.run import require
+
+    try:
+        require()
+    except RewardError as error:
+        return Finding("-", "sandbox", f"{error.what}: reward.verifier=code, suite capability; {error.fix}")
+    return Finding("ok", "sandbox", "bubblewrap makes one")
 
 
 def _tried(name: str, attempt: Callable[[], str]) -> Finding:

@@ -25,6 +25,11 @@ from prefopt.stats.significance import bound_error, bound_p_values, holm
 Status = Literal["PASS", "FAIL", "INCONCLUSIVE", "NOT MEASURED"]
 MOST = 10_000_000
 """Sample sizes above this are told as out of reach."""
+_SHOW = {
+    "refusal": "evaluate on requests that a column `label` calls unsafe",
+    "over_refusal": "evaluate on requests that a column `label` calls safe",
+}
+"""Metric -> how to have it measured, where that takes data of a kind."""
 
 
 class Evidence(NamedTuple):
@@ -231,8 +236,10 @@ def _absent(rule: GateRule, where: str, asked: Sequence[Evidence]) -> DataError:
     rows = [r for e in asked for r in e.rows if r.model == e.model]
     parts = sorted({r.slice for r in rows if r.metric == rule.metric})
     if parts:
-        return DataError(f"{rule.metric} is not measured for the slice '{rule.slice}'", where=where, fix=did_you_mean(rule.slice, parts))
-    return DataError(f"no evaluation measures '{rule.metric}'", where=where, fix=did_you_mean(rule.metric, {r.metric for r in rows}))
+        what, fix = f"{rule.metric} is not measured for the slice '{rule.slice}'", did_you_mean(rule.slice, parts)
+    else:
+        what, fix = f"no evaluation measures '{rule.metric}'", _SHOW.get(rule.metric) or did_you_mean(rule.metric, {r.metric for r in rows})
+    return DataError(what, where=where, fix=f"{fix}; or write `required: false` at the rule, in a policy of your own (docs/gate.md)")
 
 
 def _compared(rule: GateRule, where: str, e: Evidence, own: Figure) -> _Measured:

@@ -99,7 +99,7 @@ def chosen(asked: Sequence[str], bench: Bench) -> list[str]:
     grouped = [name for group in asked if group in GROUPS for name in GROUPS[group] if name != "lm_eval" or bench.tasks]
     empty = bench.dropped and not bench.rows
     wanted = [name for name in (*asked, *grouped) if name in SUITES]
-    lacking = {name: "rows" if empty and name != "lm_eval" else SUITES[name].lacks(bench) for name in wanted}
+    lacking = {name: "rows" if empty and name != "lm_eval" else _lacks(name, bench, by_name=name in asked) for name in wanted}
     for name in asked:
         if lacking.get(name):
             raise _cannot(bench, f"the suite '{name}' needs {lacking[name]}", "see docs/evaluation.md")
@@ -110,6 +110,13 @@ def chosen(asked: Sequence[str], bench: Bench) -> list[str]:
     if not running:
         raise _cannot(bench, "no suite fits these models and rows", f"left out: {'; '.join(left_out)}")
     return running
+
+
+def _lacks(name: str, bench: Bench, *, by_name: bool) -> str:
+    """What the suite lacks; with people's labels the models are names, which a group of suites does not try to open."""
+    if bench.judge.by == "labels" and name != "preference" and not by_name:
+        return "models, which are names here (judge.by=labels)"
+    return SUITES[name].lacks(bench)
 
 
 def _cannot(bench: Bench, what: str, fix: str) -> DataError:

@@ -31,7 +31,7 @@ class View:
         entropy_T: entropy of the policy's next-token distribution, nats. collision_T: log Σ_V p², nats (WPO).
         values_T: the critic's value of the state each scored token was chosen in, reward units.
         room: tokens an answer may have.
-        kl: KTO's reference point before clamping, a scalar of the whole step. delta: BCO's reward shift, likewise.
+        kl: KTO's reference point before clamping, a scalar of the whole step. delta: BCO's reward shift, a scalar of the steps before.
     """
 
     batch: Batch

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 
 from prefopt.errors import OptionError, did_you_mean
-from prefopt.losses.columns import probe
+from prefopt.losses.columns import View, probe
 from prefopt.losses.methods import METHODS, Method
-from prefopt.losses.metrics import METRICS_OF_ROUNDS, UNITS_OF_METRICS
+from prefopt.losses.metrics import METRICS_OF_ROUNDS, METRICS_OF_STEPS, UNITS_OF_METRICS
+from prefopt.losses.online import Online
 from prefopt.losses.published import PUBLISHED, WITHOUT
 
 DATA = {
@@ -24,7 +27,7 @@ DATA = {
 
 COUPLINGS = {
     "mismatched_kl": "the loop first estimates the KL on mismatched prompts and completions of the step",
-    "reward_shift": "the loop first computes the reward shift over the step",
+    "reward_shift": "the loop keeps the reward shift, a running mean over the steps before this one (0 in the first)",
     "batch": "all pairs of a step are sorted together, so the batch size is part of the objective",
 }
 
@@ -67,7 +70,7 @@ def _lines(name: str, method: Method) -> list[str]:
         f"Data: {DATA[method.data]}; reference policy: {'yes' if method.needs_reference else 'no'}",
         f"Mean over: {method.unit}s of the whole optimizer step",
         *([f"Coupled: {COUPLINGS[method.coupling]}"] if method.coupling else []),
-        f"Learning rate: {method.learning_rate:g} (full fine-tune of a model of about 7B parameters; small models take more)",
+        f"Learning rate: {method.learning_rate:g} ({sized(method)})",
         "Options:",
         *(options or ["  none"]),
         *([f"  {key}={plain(default)}" for key, default in method.online.settings.items()] if method.online else []),
@@ -75,6 +78,7 @@ def _lines(name: str, method: Method) -> list[str]:
         *_published(name),
         "Metrics:",
         *(f"  {key}: {text}" for key, text in logged(method)),
+        f"  and those of every run: {', '.join(METRICS_OF_STEPS)}",
     ]
 
 
@@ -86,12 +90,44 @@ def _published(name: str) -> list[str]:
 
 
 def logged(method: Method) -> list[tuple[str, str]]:
-    """Every metric a method logs, and what it is."""
-    found = [(key, UNITS_OF_METRICS[key]) for key in method.metrics(probe(method.needs_reference, steps=method.unit == "step"))]
+    """Every metric a method logs besides those of every run, and what it is."""
+    found = [(key, UNITS_OF_METRICS[key]) for key in method.metrics(_trained_on(method))]
     if method.online is None:
         return found
-    sides = ("rewards/", "logps/")  # of pairs, which only some of them make
-    return [row for row in found if method.unit == "pair" or not row[0].startswith(sides)] + list(METRICS_OF_ROUNDS.items())
+    found += [("loss/value", UNITS_OF_METRICS["loss/value"])] if method.online.has_critic else []
+    without = set(_never(method.online))
+    return found + [row for row in METRICS_OF_ROUNDS.items() if row[0] not in without]
+
+
+def _trained_on(method: Method) -> View:
+    """The probe with the batch that the method's rows, or its own answers, make: pairs only where answers are compared, and advantages
+    only where it makes some.
+    """
+    view = probe(method.needs_reference, steps=method.unit == "step")
+    made, batch = method.online.gives[0] if method.online else method.data, view.batch
+    if made in ("text", "demonstrations", "advantages", "keep"):
+        pairs = {name: getattr(batch, name)[:0] for name in ("chosen_N", "rejected_N", "margin_N", "tied_N")}
+        batch = replace(batch, **pairs)
+    advantages = made == "advantages"
+    batch = replace(batch, advantages_T=batch.advantages_T if advantages else None, sampled_T=view.logps_T if advantages else None)
+    return replace(view, batch=batch)
+
+
+def _never(online: Online) -> Iterator[str]:
+    """Metrics of rounds that the method has nothing to measure for."""
+    if not online.has_critic:
+        yield "critic/vf_explained_var"
+    if "baseline" not in online.gives:
+        yield "reward_baseline"
+    if online.anew == "reference":  # the policy of the round's beginning, at no distance from it
+        yield from ("objective/kl", *(key for key in METRICS_OF_ROUNDS if key.startswith("kl/")))
+
+
+def sized(method: Method) -> str:
+    """What the method's learning rate is for."""
+    if method.data == "text":
+        return "model of some hundred million parameters, from random weights; larger ones take less"
+    return "full fine-tune of a model of about 7B parameters; small models take more, LoRA ten times as much"
 
 
 def plain(value: object) -> str:

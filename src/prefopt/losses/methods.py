@@ -39,12 +39,12 @@ class Method:
         unit: what one value of the loss belongs to; the loss is the mean over these in an optimizer step.
         data: the kind of rows it learns from.
         paper: arXiv id, and the equation or section where it could be checked.
-        learning_rate: for a full fine-tune of a model of about 7B parameters, the paper's or the field's.
+        learning_rate: for a full fine-tune of a model of about 7B parameters, the paper's or the field's; see `explain.sized`.
         reads: what the model gives, "logps" (a language model) or "scores" (a reward model).
         columns: argument of the loss -> column, where the names differ or the argument is keyword-only.
         plus: other rows added with a weight, as a user does with mix.NAME=WEIGHT.
-        coupling: what the loop computes over the whole optimizer step before the loss: "mismatched_kl" (View.kl), "reward_shift"
-            (View.delta), "batch" (all pairs in one call).
+        coupling: what the loop must know before the loss besides the batch: of the whole optimizer step "mismatched_kl" (View.kl) or
+            "batch" (all pairs in one call), of the steps before it "reward_shift" (View.delta).
         per_token: rewards of the metrics are per token, as the loss's are.
         online: how it learns from its own samples; None for a method that learns from a data set.
         within: how a loss of tokens is gathered to one of sequences.

@@ -49,10 +49,21 @@ METRICS_OF_ROUNDS = {
     "kl/pulled_back": "KL of the weights as they came, where it was beyond the budget and they were pulled back; else 0 (kl.budget)",
     "critic/vf_explained_var": "share of the returns' variance that the critic knew (ppo)",
     "reward_baseline": "the running baseline (reinforce)",
-    "rollouts/unjudged": "answers that were asked for and left out, because they could not be judged or their prompt was replaced",
+    "rollouts/unjudged": "answers that were asked for and left out, because they could not be judged",
     "rollouts/learned_from": "answers that are trained on",
 }
 """Logged with the first step of each round."""
+
+METRICS_OF_STEPS = {
+    "loss": "what is minimised, all its terms together (rows mixed in, KL in the loss, entropy bonus, critic)",
+    "grad_norm": "norm of the gradient before it is clipped; of the policy's alone where there is a critic",
+    "lr": "the learning rate of the step, after warm-up and schedule",
+    "epoch": "passes over the rows so far, of methods that sample over the prompts",
+    "tokens_per_second": "positions computed in the step, each prompt once where trees are packed, by its time; sampling takes none of it",
+    "pairs_per_second": "pairs of the step by the same time, where it has some",
+    "skipped_steps": "1 where a step had nothing to learn from (a round without a contrast, say) and changed nothing",
+}
+"""Logged with every step of every method."""
 
 Totals = dict[str, tuple[Tensor, int]]
 

@@ -23,7 +23,7 @@ GLOBAL = {"clip_low": "0.2 (v1, table 1)", "clip_high": "0.2 (v1, table 1)", "tr
 
 PUBLISHED: Mapping[str, Mapping[str, str]] = {
     # demonstrations
-    "pretrain": {"train.learning_rate": "1.2e-4 at 6.7B, 2e-4 at 1.3B (table 2.1): here it is for smaller models"},
+    "pretrain": {"train.learning_rate": "3e-4 at 350M, 2e-4 at 1.3B, 1.2e-4 at 6.7B (table 2.1)"},
     "sft": {"train.epochs": "16, the best of them by a reward model (sec. 3.5)"},
     "dft": {"train.learning_rate": "5e-5 (sec. 4.1)", "train.batch_size": "256 (sec. 4.1)"},
     # preference pairs and a reference

@@ -1,7 +1,7 @@
 """Learning from thumbs up and down: one completion a prompt, summed log-probs [S] and a bool label [S] in, one loss a sequence out.
 
-r is the log-ratio L - L^ref in nats. KTO and BCO also need one number of the whole optimizer step (`kl`, `delta`), which the
-training loop computes before the loss.
+r is the log-ratio L - L^ref in nats. KTO and BCO also need one number that the training loop knows before the loss: `kl` is of the whole
+optimizer step, `delta` a running mean over the steps before it.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def bco(policy: Tensor, reference: Tensor, label: Tensor, *, delta: Tensor | flo
         policy: [S] summed log-probs of the policy, nats.
         reference: [S] of the reference.
         label: [S] bool, True for good.
-        delta: δ, half way between the mean rewards β r of good and of bad completions; a scalar in reward units, never differentiated.
-            TRL pools all completions instead, which differs when the classes are unequal.
+        delta: δ, half way between the mean rewards β r of good and of bad completions, in training those of all steps before (0 in the
+            first); a scalar in reward units, never differentiated. TRL pools all completions instead, which differs when the classes
+            are unequal.
         beta: strength of the tie to the reference, per nat.
 
     Returns:

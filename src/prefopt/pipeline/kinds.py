@@ -52,6 +52,7 @@ class WorldOptions:
     """How much of the synthetic world is written down."""
 
     seed: Count = 0
+    """Of the town and of all that is written of it."""
     pretrain: Size = 8000
     """Rows of plain text about the town."""
     sft: Size = 16000
@@ -75,16 +76,23 @@ class CreateOptions:
     vocab_size: Size = 8192
     """Tokens of the byte-level BPE, special tokens included; fewer where the text holds fewer."""
     hidden_size: Size = 256
+    """Numbers a position is described by."""
     intermediate_size: Size = 768
+    """The same inside a layer's feed-forward part."""
     layers: Size = 4
+    """Transformer layers."""
     heads: Size = 4
+    """Attention heads of a layer; hidden_size is a multiple of them."""
     kv_heads: Size | None = None
     """Key and value heads (grouped-query attention); as many as heads when not given."""
     max_length: Size = 512
     """Longest sequence in tokens."""
     tie_embeddings: bool = True
+    """One matrix for the embedding of tokens and for the output head."""
     chat_template: Literal["chatml", "plain"] = "chatml"
+    """How conversations are written out."""
     seed: Count = 0
+    """Of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +111,7 @@ class LabelOptions:
     ties: Literal["drop", "keep"] = "drop"
     """What happens to pairs without a winner; dropped ones are counted in the record."""
     seed: Count = 0
+    """Of the pairs, of who is asked and of what they say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +134,7 @@ class ScoreOptions:
     reference: str | None = None
     """A policy to measure against: scores are beta * (log pi - log pi_ref) of the completion, in nats."""
     beta: Positive = 1.0
+    """Scores are multiplied by it."""
     solution: Literal["product", "min", "last", "mean"] | None = None
     """How a process reward model makes one score of the steps; what its training set when not given."""
 

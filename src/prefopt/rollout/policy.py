@@ -144,8 +144,23 @@ class Policy(LanguageModel):
         return self._each(trees, _entropies)
 
     def generate(self, prompts: Prompts, *, settings: RolloutSettings | None = None, **options: Any) -> list[list[str]]:
-        """Completions as text, `samples` a prompt (see RolloutSettings for the options)."""
-        found = self.sample(prompts, settings or RolloutSettings(**options))
+        """Completions as text.
+
+        Args:
+            prompts: strings (used as they stand), lists of messages (through the chat template), or rows, whose tools go along.
+            settings: how they are drawn.
+            options: fields of RolloutSettings (`samples=4, temperature=0.7`), in the place of `settings`.
+
+        Returns:
+            For each prompt `samples` completions, in the order of the prompts.
+
+        Raises:
+            OptionError: both settings and options are given, or settings that the engine does not honour.
+        """
+        if settings is not None and options:
+            what = f"settings are given, and beside them {', '.join(options)}, which would not be read"
+            raise OptionError(what, where="generate", fix="put all of them into the settings, or none")
+        found = self.sample(prompts, RolloutSettings(**options) if settings is None else settings)
         return [[sample.text for sample in row] for row in found]
 
     def sampler(self, settings: RolloutSettings, *, chat: bool) -> Sampler:
@@ -194,6 +209,13 @@ class RewardModel(LanguageModel):
         """The reward of each completion; comparable between completions of one prompt only (Bradley-Terry leaves a constant free).
 
         A process reward model gives each solution one number in [0, 1] made of the probabilities of its steps.
+
+        Args:
+            prompts: strings (used as they stand), lists of messages (through the chat template), or rows, whose tools go along.
+            completions: one a prompt, of the same form.
+
+        Raises:
+            ModelError: prompts and completions differ in number.
         """
         return self.tree_scores(self._trees(prompts, completions))
 
@@ -254,7 +276,7 @@ def _one_step(tree: TokenTree) -> TokenTree:
 
 
 def load(
-    path: str,
+    path: str | Path,
     *,
     kind: Literal["auto", "policy", "reward"] = "auto",
     seed: int = 0,

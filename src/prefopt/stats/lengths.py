@@ -81,7 +81,11 @@ def length_controlled_win_rate(
 def length_fit(
     preferences: Numbers, lengths: Numbers, baseline_lengths: Numbers, *, difficulty: Numbers | None = None, firth: bool = False
 ) -> LengthFit:
-    """The coefficients behind `length_controlled_win_rate`: a positive `length` says that longer answers are preferred for their length."""
+    """The coefficients behind `length_controlled_win_rate`: a positive `length` says that longer answers are preferred for their length.
+
+    Raises:
+        ValueError: as `length_controlled_win_rate`.
+    """
     y, design, deviation = _design(preferences, lengths, baseline_lengths, difficulty)
     beta = _fit(y, design, firth)
     return LengthFit(float(beta[0]), float(beta[1]), float(beta[2]) if len(beta) > 2 else 0.0, deviation)

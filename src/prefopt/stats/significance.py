@@ -17,6 +17,9 @@ Alternative = Literal["two-sided", "greater", "less"]
 def sign_test(mine: Sequence[float] | Floats, theirs: Sequence[float] | Floats, alternative: Alternative = "two-sided") -> float:
     """p-value of "neither is better", ties left out (Arbuthnott 1710; exact binomial); 1 if all are ties.
 
+    Raises:
+        ValueError: lists of different lengths.
+
     >>> round(sign_test([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]), 4)
     0.0625
     """

@@ -13,12 +13,13 @@ from prefopt.stats.intervals import Floats, Interval, clustered_mean, score_limi
 def preference_scores(mine: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> Floats:
     """1 where mine is better, 0 where theirs is, one half for a tie.
 
+    Raises:
+        ValueError: lists of different lengths.
+
     >>> preference_scores([1.0, 0.5, 0.0], [0.0, 0.5, 1.0]).tolist()
     [1.0, 0.5, 0.0]
     """
-    a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+    a, b = _as_long(mine, theirs)
     return np.where(a == b, 0.5, (a > b).astype(np.float64))
 
 
@@ -29,7 +30,11 @@ def win_rate(
     clusters: Sequence[Hashable] | None = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """Share of prompts on which mine beats theirs, ties one half; intervals as in `score_rate`."""
+    """Share of prompts on which mine beats theirs, ties one half; intervals as in `score_rate`.
+
+    Raises:
+        ValueError: no scores, lists of different lengths, or clusters of another number.
+    """
     return score_rate(preference_scores(mine, theirs), clusters=clusters, confidence=confidence)
 
 
@@ -75,12 +80,13 @@ def swapped_scores(first: Sequence[float] | Floats, second: Sequence[float] | Fl
     Returns:
         The mean of both: a judge who only likes a position gives one half.
 
+    Raises:
+        ValueError: lists of different lengths.
+
     >>> swapped_scores([1, 1, 0], [1, 0, 0]).tolist()
     [1.0, 0.5, 0.0]
     """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+    a, b = _as_long(first, second)
     return (a + b) / 2
 
 
@@ -98,6 +104,17 @@ def position_bias(
         second: [n] my score with my answer shown second.
         clusters: prompts that go together.
         confidence: of the interval.
+
+    Raises:
+        ValueError: no scores, lists of different lengths, or clusters of another number.
     """
-    gap = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    return clustered_mean(gap, clusters, confidence)
+    a, b = _as_long(first, second)
+    return clustered_mean(a - b, clusters, confidence)
+
+
+def _as_long(mine: Sequence[float] | Floats, theirs: Sequence[float] | Floats) -> tuple[Floats, Floats]:
+    """Both as arrays; a list of one would be repeated in silence."""
+    a, b = np.asarray(mine, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {a.shape} and {b.shape}")
+    return a, b

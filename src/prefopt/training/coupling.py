@@ -1,4 +1,4 @@
-"""What a few methods must know of the whole optimizer step before its first loss, so that micro-batches cannot change them.
+"""What a few methods must know before the first loss of an optimizer step, so that micro-batches cannot change them.
 
 mismatched_kl   KTO's z0: the mean log-ratio of all completions under other rows' prompts, without gradient
 reward_shift    BCO's delta: the running mean reward of both classes over the steps before this one
