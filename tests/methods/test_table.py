@@ -126,6 +126,29 @@ def test_a_value_that_cannot_be_is_refused(name: str, options: dict, says: str) 
         METHODS[name].check_options(options)
 
 
+@pytest.mark.parametrize(
+    ("method", "ratios", "advantages", "low", "high"),
+    [
+        ("grpo", (0.5, 1.5), (-1.0, 1.0), 0.5, 0.5),  # a ratio is clipped where it has gone where the advantage sent it
+        ("grpo", (0.5, 0.5), (-1.0, -1.0), 1.0, 0.0),
+        ("grpo", (1.5, 1.5), (1.0, 1.0), 0.0, 1.0),
+        ("grpo", (0.5, 1.5), (1.0, -1.0), 0.0, 0.0),
+        ("grpo", (0.9, 1.1), (-1.0, 1.0), 0.0, 0.0),
+        ("cispo", (0.5, 7.0), (1.0, -1.0), 0.0, 0.5),  # a weight is clipped whatever the advantage
+    ],
+)
+def test_how_often_a_ratio_is_clipped(
+    method: str, ratios: tuple[float, ...], advantages: tuple[float, ...], low: float, high: float
+) -> None:
+    view = probe()
+    unranked = {"rank_S": torch.full((2,), -1), "old_logps_T": torch.full((2,), -1.0)}
+    batch = replace(view.batch, advantages_T=torch.tensor(advantages), **unranked)
+    view = replace(view, batch=batch, logps_T=torch.tensor(ratios).log() - 1)
+    found = METHODS[method].metrics(view, METHODS[method].options)
+    shares = [found[f"clip_ratio/{name}_mean"] for name in ("low", "high", "region")]
+    assert [share.total / share.count for share in shares] == [low, high, low + high]
+
+
 def test_an_ensembles_rank_without_rankings_adds_nothing() -> None:
     """A rank with fewer passes than another reads batches of which nothing is learned."""
     view = replace(probe(), scores_S=torch.zeros(2, 3))

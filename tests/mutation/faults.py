@@ -283,6 +283,10 @@ METRICS: tuple[Line, ...] = (
     ("margin turned round", "", "margin = difference(chosen, rejected)", "margin = difference(rejected, chosen)"),
     ("ties count full", "", "0.5 * (margin == 0)", "1.0 * (margin == 0)"),
     ("mean for a sum", "", "return values.sum(), values.numel()", "return values.mean(), values.numel()"),
+    ("clipped below and above swapped", "def _clipped", "(\"low\", below), (\"high\", above)", "(\"low\", above), (\"high\", below)"),
+    ("clipped both ways at once", "def _clipped", "below | above", "below & above"),
+    ("clipped whatever the advantage", "def _clipped", "(weighs | (advantages > 0))", "(advantages > -math.inf)"),
+    ("a reference that the loss does not read", "def of_logps", "ratio_S if relative else policy_S", "ratio_S"),
     ("steps judged at 0", "", "(COLUMNS[\"step_labels\"](view) > 0.5)", "(COLUMNS[\"step_labels\"](view) >= 0)"),
 )
 TREE: tuple[Line, ...] = (
@@ -517,6 +521,46 @@ FIT: tuple[Line, ...] = (
     ("reference lost on resume", "def save", "tensors |= shard.whole({f\"reference/{k}\": t for k, t in reference.items()})", "pass"),
     ("other settings resumed", "def fingerprint", "json.dumps([plain, self.total]", "json.dumps([self.total]"),
 )
+ROUNDS: tuple[Line, ...] = (
+    ("passes in one order", "def part", "default_rng([seed, self.number, epoch])", "default_rng([seed, self.number])"),
+    ("parts of prompts, not of rounds", "def part", "np.array_split(order, per_pass)[place]", "np.array_split(order, per_pass)[0]"),
+    ("KL earned", "def columns", "self.scores - spent", "self.scores + spent"),
+    ("KL of answers at the first token", "def _at_tokens", "ends = self.lengths.cumsum(0) - 1", "ends = self.lengths.cumsum(0) - self.lengths"),
+    ("KL after the baseline is earned", "def advantages", "found - self.coefficient * discounted", "found + self.coefficient * discounted"),
+    ("KL after the baseline of one token", "def advantages", "discounted(self.drift, self.lengths, 1.0)", "self.drift"),
+    ("never whitened", "def advantages", "return whiten(found) if whitened else found", "return found"),
+    ("importance weights turned round", "def signals", "(flat[\"old_logps\"] - sampled).exp()", "(sampled - flat[\"old_logps\"]).exp()"),
+    ("importance weights not capped", "def signals", ".exp().clamp(max=self.settings.importance_cap)", ".exp()"),
+    ("answers that were not kept", "def trees_of", "if \"keep\" not in found or bool(found[\"keep\"][s]):", "if True:"),
+    ("prompts without a contrast", "def trees_of", "if \"rank\" in found and len({branch.rank for branch in branches}) < 2:", "if False:"),
+    ("margins of bare scores", "def trees_of", "float(found[\"rewards\"][s]) if \"rewards\" in found else branch.score", "branch.score"),
+    ("KL of the reference's answers too", "def divergence(", "kl_S[own].numpy(), self.group[own].tolist()", "kl_S.numpy(), self.group.tolist()"),
+    ("answers stand alone", "def divergence(", "self.group[own].tolist()", "list(range(int(own.sum())))"),
+    ("penalties decide", "def undecided", "{answer.earned for", "{answer.score for"),
+)
+ONLINE: tuple[Line, ...] = (
+    ("variance of the critic for what is left", "def explained", "(returns.double() - values.double()).var(correction=0)", "values.double().var(correction=0)"),
+    ("the user's whitening ignored", "", "self.setup.online.whiten if self.setup.online.whiten is not None else self.online.whiten", "self.online.whiten"),
+    ("the sampler's seed ignored", "def _seed", "self.setup.train.seed, self.setup.rollout.seed, *stamp", "self.setup.train.seed, *stamp"),
+    ("the same samples every round", "def _seed", "self.setup.rollout.seed, *stamp", "self.setup.rollout.seed"),
+    ("answers that ended counted", "def summary", "not answer.sample.finished", "answer.sample.finished"),
+    ("the reference's answers told", "def summary", "for answer in group.answers if answer.own]", "for answer in group.answers]"),
+    ("baseline forgotten", "", "self.baseline = float(found[\"baseline\"])", "pass"),
+    ("prompts of one reward kept", "def _gather", "(dynamic and group.undecided)", "False"),
+    ("drawn once", "def _gather", "range(self.setup.online.draws if dynamic else 1)", "range(1)"),
+    ("the reference samples nothing", "", "own = samples - 1 if self.online.explores and samples > 1 else samples", "own = samples"),
+    ("the price never reaches the loss", "def _steer", "self.job.penalty.coefficient = held.coefficient", "pass"),
+    ("measured on one round", "def _kl_of_several_rounds", "range(LAST)", "range(1)"),
+)
+SETUP: tuple[Line, ...] = (
+    ("passes over a round forgotten", "def steps_per_epoch", "* self.online.epochs * per_pass", "* per_pass"),
+    ("prompts of a batch for those of a round", "def round_size", "self.online.prompts or ", ""),
+    ("the user's replacing ignored", "def replaces", "(online.dynamic if asked is None else asked)", "online.dynamic"),
+    ("budgets steer k3", "def held", "\"k2\" if steered and online.estimator == \"k3\" and not kl.ratio else online.estimator", "online.estimator"),
+    ("a budget begins at nothing", "def held", "online.kl or (0.05 if steered else 0.0)", "online.kl or 0.0"),
+    ("members learn from every row", "def who_learns", "(draw < heads.bag) | (draw == draw.amin(1, keepdim=True))", "draw < 2"),
+    ("rows of no member", "def who_learns", " | (draw == draw.amin(1, keepdim=True))", ""),
+)
 METER: tuple[Line, ...] = (
     ("mean of means", "", "Stat(total + float(stat.total), count + float(stat.count))", "Stat(total + float(stat.total) / max(stat.count, 1), count + 1)"),
     ("last micro-batch only", "", "total + float(stat.total), count", "float(stat.total), count"),
@@ -564,6 +608,9 @@ _ALL: Mapping[str, tuple[Line, ...]] = {
     "training/checkpoint.py": CHECKPOINT,
     "training/stream.py": STREAM,
     "training/fit.py": FIT,
+    "training/online.py": ONLINE,
+    "training/rounds.py": ROUNDS,
+    "training/setup.py": SETUP,
     "training/meter.py": METER,
     "training/distributed.py": DISTRIBUTED,
 }

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from prefopt.errors import DataError
-from prefopt.evaluate import capability, guardrail, judges, refusal, rewardbench2, robustness, suites, weighted
+from prefopt.evaluate import capability, guardrail, judges, rewardbench2, robustness, suites, weighted
 from prefopt.evaluate.bench import Answers
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
+from prefopt.text import refusal
 from prefopt.types import Completion, Example, Message
 from prefopt.world import World
 from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of, sample_of

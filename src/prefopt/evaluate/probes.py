@@ -44,8 +44,8 @@ def probes(texts: Sequence[tuple[str, str]], logits: np.ndarray, lengths: np.nda
     """
     longer = np.sign(lengths[:, 0] - lengths[:, 1])
     found = [_probe("the longer answer", longer, logits, groups)]
-    for name, pattern in MARKERS.items():
-        has = np.array([[bool(pattern.search(text)) for text in pair] for pair in texts], dtype=np.int64).reshape(-1, 2)
+    for name, marked in MARKERS.items():
+        has = np.array([[bool(marked(text)) for text in pair] for pair in texts], dtype=np.int64).reshape(-1, 2)
         found.append(_probe(name, has[:, 0] - has[:, 1], logits, groups))
     return [probe for probe in found if probe is not None]
 

@@ -19,9 +19,9 @@ import numpy as np
 
 from prefopt.evaluate import ai, judges, truth
 from prefopt.evaluate.bench import Answers, Bench, Findings, sample_row, slice_of
-from prefopt.evaluate.refusal import refuses, string_match
 from prefopt.evaluate.rows import Figure
 from prefopt.stats import Interval, agreement_interval, cohen_kappa
+from prefopt.text.refusal import refuses, string_match
 from prefopt.types import Example
 
 LABELS = ("label", "prompt_label", "harm")

@@ -257,9 +257,7 @@ def _plot(title: str, unit: str, caption: str, rows: Sequence[DotRow], axis: Ran
     marks = [(0.0, "0"), (0.5, "50%"), (1.0, "100%")] if axis is _PERCENT else ticks(axis)
     legend = tuple(dict.fromkeys((dot.style, dot.name) for row in rows for dot in row.dots))
     placed = tuple(Tick(_at(axis, value), label) for value, label in marks)
-    return DotPlot(
-        title, caption, unit, tuple(rows), placed, None if rule is None else _at(axis, rule), "", legend if len(legend) > 1 else ()
-    )
+    return DotPlot(title, caption, unit, tuple(rows), placed, None if rule is None else _at(axis, rule), legend if len(legend) > 1 else ())
 
 
 def _dots(row: Sequence[tuple[Who, Figure]], axis: Range, write: Format) -> tuple[Dot, ...]:

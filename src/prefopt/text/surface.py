@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from prefopt.text.refusal import refuses
 
 _I = re.IGNORECASE
-MARKERS: dict[str, re.Pattern[str]] = {
+_PATTERNS = {
     "courtesy": re.compile(
         r"\b(thank(s| you)|please|happy to help|you'?re welcome|of course|certainly|gladly|nice day|all the best)\b", _I
     ),
     "apology": re.compile(r"\b(sorry|apologi[sz]e|apologies|unfortunately)\b", _I),
     "flattery": re.compile(r"\b((great|good|excellent|brilliant|wonderful) (question|choice|idea|point)|you are so)\b", _I),
     "hedge": re.compile(r"\b(i think|i believe|perhaps|maybe|probably|it seems|may be|might be|not sure)\b", _I),
-    "refusal": re.compile(r"\b(i can(no|'|\u2019)t (help|assist|do)|cannot help|unable to|i won['\u2019]?t|as an ai)\b", _I),
     "list": re.compile(r"^\s*([-*\u2022]|\d+[.)])\s", re.MULTILINE),
     "bold or heading": re.compile(r"\*\*\S|^#+ ", re.MULTILINE),
     "code block": re.compile(r"```"),
     "exclamation": re.compile(r"!"),
 }
-"""Name -> what an answer that has it holds."""
+MARKERS: dict[str, Callable[[str], object]] = {**{name: pattern.search for name, pattern in _PATTERNS.items()}, "refusal": refuses}
+"""Name -> whether an answer has it."""
 
 
 def repetition(ids: Sequence[int], n: int = 3) -> float:

@@ -20,6 +20,7 @@ from prefopt.jsonl import read_rows, write_rows
 from prefopt.rollout.rewards import Reward, Rolled, Verdict
 from prefopt.settings import MonitorSettings, RewardSettings, Verifier
 from prefopt.stats import Interval, clustered_mean
+from prefopt.text.refusal import refuses
 from prefopt.text.surface import MARKERS, repetition
 from prefopt.types import plain
 
@@ -162,7 +163,7 @@ class Monitor:
             evaluator=clustered_mean(list(values), clusters, self.settings.confidence),
             length=float(np.mean([len(sample.ids) for sample in samples])),
             repetition=float(np.mean([repetition(list(sample.ids)) for sample in samples])),
-            refusal=float(np.mean([bool(MARKERS["refusal"].search(sample.text)) for sample in samples])),
+            refusal=float(np.mean([refuses(sample.text) for sample in samples])),
             unfinished=float(np.mean([not sample.finished for sample in samples])),
         )
         return Check(**{**vars(check), "verdict": "fallen" if self.fallen(check) else "ok"})
@@ -223,8 +224,8 @@ def flags(answer: Judged) -> list[str]:
         "empty": not sample.text.strip(),
         "unfinished": not sample.finished,
         "repetitive": repetition(list(sample.ids)) >= REPEATED,
-        "refusal": bool(MARKERS["refusal"].search(sample.text)),
-        "flattery": bool(MARKERS["flattery"].search(sample.text)),
+        "refusal": refuses(sample.text),
+        "flattery": bool(MARKERS["flattery"](sample.text)),
     }
     return [name for name, on in found.items() if on]
 
