@@ -167,6 +167,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
+def test_where_the_next_start_goes_on_from_is_told(tmp_path: Path) -> None:
+    """Best weights alone are nothing to go on from."""
+    checkpoint.save(tmp_path / "best", 3, tensors(1, 10), {}, keep=None)
+    assert [checkpoint.goes_on(folder)[:16] for folder in (tmp_path, tmp_path / "best")] == ["it begins anew, "] * 2
+    checkpoint.save(tmp_path, 2, tensors(1, 10), {})
+    assert {checkpoint.goes_on(folder) for folder in (tmp_path, tmp_path / "best")} == {"it goes on from step-00000002"}
+
+
 @pytest.mark.parametrize("size", [200_000, 130_000, 129_400])
 def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, size: int) -> None:
     """The tensors, then the last few kilobytes of the JSON, do not fit beside the first checkpoint (half a megabyte)."""
@@ -175,7 +183,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(small_disk: Path, size: int) -> N
     with pytest.raises(TrainingError, match="step 2 could not be written") as caught:
         checkpoint.save(folder, 2, tensors(2, size), {"padding": "x" * 20_000})
     assert "No space left" in caught.value.what
-    assert "step-00000001 is intact" in caught.value.fix
+    assert "goes on from step-00000001" in caught.value.fix
     assert names(folder) == ["step-00000001"]
     restored = checkpoint.restore(folder)
     assert restored

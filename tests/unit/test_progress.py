@@ -6,12 +6,13 @@ import io
 import os
 import signal
 import threading
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
 
 from prefopt.training.progress import Progress, describe
-from prefopt.training.signals import StopRequest
+from prefopt.training.signals import StopRequest, unserved
 
 METRICS = {
     "loss": 0.69314,
@@ -109,6 +110,20 @@ def test_a_second_interrupt_stops_at_once() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_came_too_late_is_told_once() -> None:
+    unserved()
+    with StopRequest():
+        pass
+    assert unserved() == ""
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert [unserved(), unserved()] == ["SIGTERM", ""]
+    with suppress(ValueError), StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError
+    assert unserved() == ""
 
 
 def test_a_second_sigterm_still_waits() -> None:

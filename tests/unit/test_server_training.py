@@ -97,6 +97,13 @@ def test_greedy_answers_and_those_of_the_reference(tmp_path: Path) -> None:
         assert all(row[GAP] < 1e-5 for row in metrics_of(tmp_path / method) if GAP in row)
 
 
+def test_the_model_a_run_starts_from_is_not_written_over(tmp_path: Path) -> None:
+    model = language_model("grpo")
+    model.path = str(tmp_path / "x" / ".." / "served")
+    with served(tmp_path / "served") as (url, _), pytest.raises(OptionError, match="over the model that this run starts from"):
+        trained(tmp_path, url, model=model)
+
+
 @pytest.mark.parametrize(
     ("faults", "error", "says"),
     [

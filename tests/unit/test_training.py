@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -330,6 +331,29 @@ def test_a_killed_run_that_is_not_repeated_leaves_no_best_weights(
     assert left <= {2, best}
 
 
+def test_an_evaluation_that_failed_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made up for at the next start, and that start may be killed before it has a checkpoint of its own."""
+    train = JUDGED | {"steps": 4, "eval_every": 2, "keep_best": None}
+    evaluate, fails = Rows.evaluate, iter([True])
+
+    def evaluated(self: Rows, first: int | None = None) -> dict[str, float]:
+        if next(fails, False):
+            raise DataError("the judge is down", fix="start it")
+        return evaluate(self, first)
+
+    monkeypatch.setattr(Rows, "evaluate", evaluated)
+    with pytest.raises(DataError):
+        run(tmp_path, heldout=2, train=train)
+    for _ in range(2):
+        step = Rows.step
+        monkeypatch.setattr(Rows, "step", lambda self, number: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, heldout=2, train=train)
+        monkeypatch.setattr(Rows, "step", step)
+    run(tmp_path, heldout=2, train=train)
+    assert [row["step"] for row in metrics_of(tmp_path) if "eval/loss" in row] == [2, 4]
+
+
 def test_a_run_that_goes_on_from_the_checkpoint_before_the_last_has_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _judge(monkeypatch, 0.5, 0.4, 0.3, 0.2, 0.1)
     with pytest.raises(KeyboardInterrupt):
@@ -394,6 +418,7 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
         ({"method": "sft", "reference": ReferenceSettings(cache=True)}, "no reference"),
         ({"method": "kto", "reference": ReferenceSettings(cache=True)}, "other rows"),
         ({"method": "kto", "train": {"batch_size": 1}}, "a step has one row"),
+        ({"lora": LoraSettings(targets=["q_proj"])}, "read by lora.rank alone"),
         ({"reference": ReferenceSettings(cache=True, sync_every=2)}, "cannot follow"),
         ({"options": {"betta": 0.1}}, "betta"),
         ({"options": {"beta": "big"}}, "beta"),
@@ -508,6 +533,36 @@ def test_another_model_can_be_the_reference(tmp_path: Path) -> None:
     language_model(seed=5).save(tmp_path / "other")
     run(tmp_path / "run", reference=ReferenceSettings(path=str(tmp_path / "other")))
     assert losses_of(tmp_path / "run")[0] != pytest.approx(math.log(2), rel=1e-3)
+
+
+def test_a_reference_of_another_shape_cannot_follow_the_policy(tmp_path: Path) -> None:
+    other = language_model(seed=5)
+    other.model.model.layers.append(deepcopy(other.model.model.layers[-1]))
+    other.model.config.num_hidden_layers += 1
+    other.save(tmp_path / "other")
+    reference = ReferenceSettings(path=str(tmp_path / "other"))
+    with pytest.raises(ModelError, match="another shape than the policy"):
+        run(tmp_path / "run", reference=replace(reference, sync_every=100))
+    run(tmp_path / "run", reference=reference, train={"steps": 1})
+
+
+def test_a_stopped_run_goes_on_where_the_folder_of_its_models_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    language_model(seed=5).save(tmp_path / "one" / "other")
+    reference = [ReferenceSettings(path=str(tmp_path / name / "other")) for name in ("one", "two")]
+    _stop_after(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "one" / "run", reference=reference[0])
+    monkeypatch.undo()
+    (tmp_path / "one").rename(tmp_path / "two")
+    assert run(tmp_path / "two" / "run", reference=reference[1]).steps == 4
+
+
+@pytest.mark.parametrize("method", ["reward", "dpo", "ppo"])
+def test_an_adapter_on_weights_in_bf16_computes_in_what_is_asked(method: str, tmp_path: Path) -> None:
+    model = language_model(method)
+    model.model.to(torch.bfloat16)
+    found = run(tmp_path, method, model=model, lora=LoraSettings(rank=2), train={"precision": "fp32"})
+    assert found.steps == 4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

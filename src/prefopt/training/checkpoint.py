@@ -31,6 +31,8 @@ from prefopt.errors import TrainingError
 LOG = logging.getLogger(__name__)
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 WRITING = ".writing-"
+BEST = "best"
+"""The folder of the weights of the best step, beside the checkpoints."""
 PLACE = re.compile(r"step-(\d+)(\.old)?")
 
 
@@ -188,13 +190,15 @@ def _flush(path: Path) -> None:
 
 
 def _unwritten(folder: Path, step: int, error: Exception) -> TrainingError:
-    kept = latest(folder)
-    fix = f"{kept.name} is intact" if kept else "no earlier checkpoint exists"
-    return TrainingError(
-        f"the checkpoint of step {step} could not be written: {error}",
-        where=str(folder),
-        fix=f"{fix}; mend that (free space, permissions) and give the same command again to go on from there",
-    )
+    what = f"the checkpoint of step {step} could not be written: {error}"
+    fix = f"mend that (free space, permissions) and give the same command again: {goes_on(folder)}"
+    return TrainingError(what, where=str(folder), fix=fix)
+
+
+def goes_on(folder: Path) -> str:
+    """Where the next start of a run goes on from, in words; `folder` holds its checkpoints, or the weights of its best step."""
+    kept = latest(folder.parent if folder.name == BEST else folder)
+    return f"it goes on from {kept.name}" if kept else "it begins anew, as there is no checkpoint (train.save_every writes some)"
 
 
 def _damaged(path: Path, how: str) -> TrainingError:

@@ -123,16 +123,16 @@ def fit(
         first = distributed.rank() == 0
         opened = open_trackers(track or TrackSettings(), out, step=run.at.step, config=_plain(setup)) if first else Trackers([])
         trackers = stack.enter_context(opened)
-        stopped = run.train(trackers)
+        stopped = run.train(trackers, stack.enter_context(StopRequest()))
         run.take_best()
         if told := run.kept(stream.finish):
             progress.say(told)
-    if setup.train.shard:
-        shard.join(model.model)
-    if distributed.rank() == 0:
-        model.model = merged(model.model, out)
-        _save(model, out / "model")
-    distributed.wait()
+        if setup.train.shard:
+            shard.join(model.model)
+        if distributed.rank() == 0:
+            model.model = merged(model.model, out)
+            _save(model, out / "model")
+        distributed.wait()
     return FitResult(run.at.step, run.at.metrics, out / "model", stopped)
 
 
@@ -181,28 +181,29 @@ class Run:
     @property
     def best(self) -> Path:
         """Where the weights of the best step lie."""
-        return self.checkpoints / "best"
+        return self.checkpoints / checkpoint.BEST
 
-    def train(self, trackers: Trackers) -> str:
-        """Steps until the end, a signal, or patience runs out; says which ("done", "early")."""
+    def train(self, trackers: Trackers, stop: StopRequest) -> str:
+        """Steps until the end, a signal, or patience runs out; says which ("done", "early", "stopped")."""
         train, span = self.setup.train, self.stream.restarts or self.total
         factor = schedule(train, span)
-        with StopRequest() as stop:
-            self.evaluate(trackers)  # what a run that was stopped had still to do
-            while not self.over():
-                trees = self.kept(lambda: self.stream.step(self.at.step))
-                if self.stream.ended:
-                    self.progress.say(f"{self.stream.ended}: stopping")
-                    self.at.ended = "stopped"
-                    break
-                self.step(trees, factor(self.at.step % span), trackers)
-                self.evaluate(trackers)
-                last = self.at.step == self.total
-                if not last and distributed.any_rank(bool(stop.requested)):
-                    self.save()
-                    raise Interrupted(stop.requested or "SIGTERM", self.at.step, self.total)
-                if train.save_every and self.at.step % train.save_every == 0:
-                    self.save()
+        if self.evaluate(trackers):  # what a run that was stopped had still to do
+            self.save()
+        while not self.over():
+            trees = self.kept(lambda: self.stream.step(self.at.step))
+            if self.stream.ended:
+                self.progress.say(f"{self.stream.ended}: stopping")
+                self.at.ended = "stopped"
+                break
+            self.step(trees, factor(self.at.step % span), trackers)
+            self.evaluate(trackers)
+            last = self.at.step == self.total
+            if not last and distributed.any_rank(bool(stop.requested)):
+                self.save()
+                raise Interrupted(stop.requested or "SIGTERM", self.at.step, self.total)
+            if train.save_every and self.at.step % train.save_every == 0:
+                self.save()
+        self.evaluate(trackers)
         return self.at.ended or "done"
 
     def over(self) -> bool:
@@ -245,19 +246,19 @@ class Run:
         trackers.log(self.at.step, self.at.metrics)
         self.progress.update(self.at.step, metrics)
 
-    def evaluate(self, trackers: Trackers) -> None:
-        """Held-out metrics where it is time for them; remembers the weights when they are the best so far."""
+    def evaluate(self, trackers: Trackers) -> bool:
+        """Held-out metrics where it is time for them, and whether it was; remembers the weights when they are the best so far."""
         every = self.setup.train.eval_every
-        due = self.at.step == self.total or (every and self.at.step % every == 0)
+        due = self.at.step == self.total or bool(self.at.ended) or (every and self.at.step % every == 0)
         if not (self.data.heldout and due and self.at.evaluated < self.at.step):
-            return
+            return False
         found = self.kept(self.stream.evaluate)
         self.at.evaluated = self.at.step
         trackers.log(self.at.step, found)
         self.at.metrics |= found
         name = self.setup.train.keep_best
         if name is None:
-            return
+            return True
         value = -found[name] if name.endswith("loss") else found[name]
         if self.at.best is None or value > self.at.best:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
@@ -267,6 +268,7 @@ class Run:
                 self._tidy()
         else:
             self.at.waited += 1
+        return True
 
     def _tidy(self) -> None:
         """Of the best weights keep the best, and those that a checkpoint names."""
@@ -375,6 +377,8 @@ class Run:
         """
         plain = _plain(self.setup)
         del plain["train"]["save_every"], plain["train"]["micro_tokens"], plain["watched"]
+        for other in ("reference", "critic"):  # a folder of models may have moved since
+            plain[other]["path"] = plain[other]["path"] is not None
         plain["rollout"] = deciding(plain["rollout"])
         digest = hashlib.sha256(json.dumps([plain, self.total], sort_keys=True, default=str).encode())
         for tree in Chain(self.data.train, self.data.heldout):
@@ -407,7 +411,7 @@ def _save(model: LanguageModel, place: Path) -> None:
         shutil.rmtree(place, ignore_errors=True)
         draft.rename(place)
     except (OSError, SafetensorError) as error:
-        fix = "make room or mend the permissions, then give the same command again"
+        fix = f"make room or mend the permissions and give the same command again: {checkpoint.goes_on(place.with_name('checkpoints'))}"
         raise TrainingError(f"the trained model could not be written: {error}", where=str(place), fix=fix) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -65,7 +65,7 @@ class Load:
         last = number * self.positions * 2 * self.width
         activations = kept + layer if self.checkpointing else layer * (self.layers - 1) + last
         return {
-            "weights": self.parameters * 2 if bf16 else self.stored,
+            "weights": self.parameters * number,
             "masters": 4 * self.trained if bf16 else 0,
             "gradients": (6 if bf16 else 4) * self.trained,
             "optimizer": (4 if self.optimizer == "muon" else 8) * self.trained,

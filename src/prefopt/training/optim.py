@@ -104,7 +104,8 @@ def build_optimizer(
 class MasterWeights:
     """The trainable weights in fp32 and their gradients, whatever the model computes in.
 
-    fp32: the model's own parameters (half-precision ones are widened), so accumulation and publication have nothing to do.
+    fp32: the model's own parameters, so accumulation and publication have nothing to do; half-precision ones are widened, those that do
+    not learn too, as an adapter and the layer it is added to compute together.
     bf16: fp32 copies taken before every parameter of the model is rounded to bf16; buffers (rotary frequencies) stay as they are.
     """
 
@@ -115,7 +116,7 @@ class MasterWeights:
             self.masters: dict[str, Tensor] = {n: p.detach().to(torch.float32, copy=True) for n, p in self.parameters.items()}
             _cast((p for p in model.parameters() if p.is_floating_point()), torch.bfloat16)
         else:
-            _cast((p for p in self.parameters.values() if p.dtype in (torch.bfloat16, torch.float16)), torch.float32)
+            _cast((p for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), torch.float32)
             self.masters = dict(self.parameters)
 
     def accumulate(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
@@ -59,6 +60,11 @@ class Source:
         """
         if self._settings.engine == "local":
             return
+        folder = self._settings.folder
+        if folder is not None and Path(folder).resolve() == Path(self.model.path).resolve():
+            what = "every round's weights are written there, over the model that this run starts from"
+            fix = "copy the model to a folder of its own, and serve and name that one"
+            raise OptionError(what, where=f"rollout.folder: {folder}", fix=fix)
         engine, weight = self._current(_are_texts(prompts)), base_of(self.job.model).get_output_embeddings().weight
         before, kept = self._said(engine, prompts[0].prompt), weight.detach().clone()
         with torch.no_grad():

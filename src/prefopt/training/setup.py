@@ -139,6 +139,8 @@ class Setup:
         if self.row.coupling == "mismatched_kl" and self.train.batch_size < 2:
             what = f"{self.method} measures how far the policy has gone on prompts with other rows' completions, and a step has one row"
             raise OptionError(what, where="train.batch_size", fix="set train.batch_size to 8 or more")
+        if not self.lora.rank and self.lora != LoraSettings():
+            raise OptionError("read by lora.rank alone: without it all weights learn", where="lora", fix="set lora.rank, or leave it out")
         check_heads(self)
         self._check_reference()
         if self.train.shard:
@@ -380,7 +382,8 @@ def build_reference(
     `twin` is a copy of the policy taken before it was split over ranks, when it is.
     """
     if setup.reference.path is not None or twin is not None:
-        frozen = _other_model(setup.reference.path, model) if setup.reference.path is not None else twin
+        path, follows = setup.reference.path, setup.reference.sync_every > 0
+        frozen = _other_model(path, model, follows=follows) if path is not None else twin
         if setup.train.shard:
             shard.split(frozen, choose_precision(setup.train, model))
         if setup.train.compile:
@@ -401,11 +404,11 @@ def build_reference(
     return reference
 
 
-def _other_model(path: str, model: LanguageModel) -> Any:
-    """A reference from elsewhere; it must read the same tokens.
+def _other_model(path: str, model: LanguageModel, *, follows: bool) -> Any:
+    """A reference from elsewhere; it must read the same tokens, and be of the policy's shape where it follows it.
 
     Raises:
-        ModelError: its vocabulary differs.
+        ModelError: its vocabulary or its shape differs.
     """
     other = load_tokenizer(path).get_vocab()
     if other != model.tokenizer.get_vocab():
@@ -416,6 +419,10 @@ def _other_model(path: str, model: LanguageModel) -> Any:
     sizes = [m.get_output_embeddings().weight.shape[0] for m in (frozen, base_of(model.model))]
     if sizes[0] != sizes[1]:
         raise ModelError(f"the reference has {sizes[0]} output tokens, the policy {sizes[1]}", where=path, fix="use one vocabulary size")
+    shapes = [[weight.shape for weight in m.parameters()] for m in (frozen, base_of(model.model))]
+    if follows and shapes[0] != shapes[1]:
+        fix = "leave reference.sync_every out, or name a reference of the policy's own shape"
+        raise ModelError("the reference is of another shape than the policy, so it cannot follow it", where=path, fix=fix)
     return frozen
 
 

@@ -12,8 +12,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping after this step (Ctrl-C again stops at once)\n"
 
 
+_late: list[str] = []
+
+
+def unserved() -> str:
+    """The signal that came while a run was about to end anyway, once; empty where none did."""
+    found = _late[-1] if _late else ""
+    _late.clear()
+    return found
+
+
 class StopRequest:
     """Inside the `with`, signals set `requested` instead of ending the process; outside, they do what they did before.
+
+    A request that came too late to be granted inside is told once by `unserved`: who has further work to do asks there.
 
     Python delivers signals to the main thread only; in another thread nothing is changed and `requested` stays empty.
 
@@ -32,9 +44,11 @@ class StopRequest:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self.requested and error is None:
+            _late.append(self.requested)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.requested == "SIGINT":
