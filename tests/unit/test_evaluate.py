@@ -237,6 +237,33 @@ def test_distinct_ngrams_and_self_bleu_by_hand() -> None:
     assert shift.self_bleu([["a", "b", "x", "y"], ["a", "b", "c", "d"]])[0] == pytest.approx(expected)
 
 
+def spoken(prompt: Any, words: int = 8) -> str:
+    """Words drawn by the prompt."""
+    return " ".join(f"w{k}" for k in np.random.default_rng(list(str(prompt).encode())).integers(20, size=words))
+
+
+def test_rows_of_one_prompt_are_no_further_variety(tmp_path: Path) -> None:
+    """Forty prompts in eighty rows have the answers that they have in forty: self_bleu was 1 and distinct_2 halved."""
+    found = []
+    for times in (1, 2):
+        rows = [Example(prompt=f"p{i % 40}", where=f"x:{i}") for i in range(40 * times)]
+        suites.run("shift", bench_of(tmp_path, Spoken("a", spoken), Spoken("b", lambda p: spoken(p + "b")), rows=rows))
+        told = figures_in(tmp_path)
+        found.append([told[name, "a", "all", ""] for name in ("self_bleu", "distinct_1", "distinct_2")])
+        assert told["length_words", "a", "all", ""]["n"] == len(rows)
+    assert found[0] == found[1]
+    assert found[0][0]["n"] == 40
+
+
+def test_answers_to_one_prompt_go_together_in_the_share_of_distinct_words() -> None:
+    """By hand: 5 words of 8, and 3 of 4 without either prompt; of three answers 1 and 3 of 4."""
+    answers = [["a", "b"], ["a", "c"], ["a", "d"], ["a", "e"]]
+    found = shift.distinct(answers, 1, ["p", "p", "q", "q"])
+    assert (found.value, found.n, found.std_error, found.method) == (5 / 8, 4, 0.0, "clustered jackknife t")
+    assert shift.distinct(answers[:3], 1, ["p", "p", "q"]).std_error == pytest.approx(np.sqrt(1 / 2 * 2 * (1 / 8) ** 2))
+    assert shift.distinct(answers, 1, ["p"] * 4).high == np.inf
+
+
 def test_entropy_is_that_of_the_distribution(tmp_path: Path) -> None:
     model = language_model(seed=3)
     rows = [Example(prompt=f"w{i} w5", where=f"rows.jsonl:{i}") for i in range(5, 9)]
