@@ -286,10 +286,11 @@ def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     assert run(["gate", str(tmp_path / "first"), "--policy", str(policy)]) == 0
 
 
-def test_rows_that_trained_the_model_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("note", ["rows_seen_in_training_kept", "task_items_seen_in_training"])
+def test_rows_that_trained_the_model_decide_nothing(note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gate.yaml").write_text(WIN)
     for won in (300, 100):
-        place = write_run(tmp_path / str(won), [wins(won, 400 - won)], rows_seen_in_training_kept=12)
+        place = write_run(tmp_path / str(won), [wins(won, 400 - won)], **{note: 12})
         assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 3
         found = json.loads((place / "gate.json").read_text())["rules"][0]
         assert (found["status"], found["needed"], found["estimate"]["value"]) == ("INCONCLUSIVE", None, won / 400)

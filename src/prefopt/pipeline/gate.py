@@ -15,7 +15,7 @@ from typing import Any
 import prefopt
 from prefopt.errors import DataError, OptionError, did_you_mean
 from prefopt.evaluate.gate import Evidence, Finding, Outcome, Placed, judge
-from prefopt.evaluate.guard import KEPT, UNKNOWN
+from prefopt.evaluate.guard import ITEMS, KEPT, UNKNOWN
 from prefopt.evaluate.rows import read as read_rows
 from prefopt.pipeline import record
 from prefopt.pipeline.check import check
@@ -109,7 +109,7 @@ def _evidence(file: Path) -> Evidence:
     model, baseline = found.get("model"), found.get("baseline")
     if not isinstance(model, str):
         raise DataError("does not say whose evaluation it is (model)", where=str(file), fix="evaluate again")
-    baseline, kept = baseline if isinstance(baseline, str) else "", int(found.get(KEPT) or 0)
+    baseline, kept = baseline if isinstance(baseline, str) else "", sum(int(found.get(name) or 0) for name in (KEPT, ITEMS))
     return Evidence(file.resolve().parent.name, model, baseline, rows, kept, tuple(_notes(file, found)))
 
 
