@@ -13,8 +13,12 @@ import pytest
 
 from prefopt.errors import DataError, OptionError
 from prefopt.evaluate import pairs, shift, suites, table
+from prefopt.evaluate.guard import Training
 from prefopt.pack.prepare import prepare
+from prefopt.pipeline import stages
 from prefopt.pipeline.kinds import SuiteName
+from prefopt.pipeline.recipe import single
+from prefopt.pipeline.run import Context
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, Message, TokenTree
 from prefopt.world import World
@@ -220,6 +224,45 @@ def test_no_preference_at_all_is_an_error(tmp_path: Path) -> None:
 def tree_of(model: Any, prompt: str, chosen: str, rejected: str, index: int = 0) -> TokenTree:
     completions = (Completion(content=chosen, rank=0), Completion(content=rejected, rank=1))
     return model.renderer.tree(Example(prompt=prompt, completions=completions, source=f"s{index % 2}"), index)
+
+
+def files(folder: Path) -> list[str]:
+    """Ten rows of prompts and twenty of pairs."""
+    places = folder / "prompts.jsonl", folder / "pairs.jsonl"
+    places[0].write_text("".join(json.dumps({"prompt": f"w{i} w{i + 1}"}) + "\n" for i in range(10)))
+    rows = ({"prompt": f"w{i} w{i + 2}", "chosen": " w5 w6", "rejected": " w7", "subset": f"s{i}"} for i in range(20))
+    places[1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(place) for place in places]
+
+
+def test_a_limit_is_one_limit_for_rows_and_preferences(tmp_path: Path) -> None:
+    """The guard sees rows alone: pairs beyond the limit went by it, and had no subset."""
+    trained = Training(lambda: [Example(prompt=f"w{i} w{i + 2}", where=f"train:{i}") for i in range(2)], ("train",))
+    data = DataSettings(path=files(tmp_path), limit=14)
+    bench = bench_of(tmp_path, language_model(), data=data, training=trained, seen="drop")
+    assert bench.guard()["rows_seen_in_training_dropped"] == 2
+    assert [tree.where for tree in bench.trees] == [row.where for row in bench.rows if row.completions]
+    assert len(bench.trees) == 2
+    assert not bench_of(tmp_path, language_model(), data=DataSettings(path=files(tmp_path), limit=10)).trees
+
+
+def test_of_several_files_the_preferences_are_held_out_and_the_others_stay(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, language_model(), data=DataSettings(path=files(tmp_path), eval_fraction=0.2))
+    assert [tree.where for tree in bench.trees] == [row.where for row in bench.rows if row.completions]
+    assert len(bench.trees) == 4
+    assert len(bench.rows) == 10 + 4
+
+
+def test_figures_name_the_data_they_stand_on(tmp_path: Path) -> None:
+    prompts, _ = files(tmp_path)
+    (tmp_path / "others.jsonl").write_text('{"prompt": "w9"}\n')
+    language_model().save(tmp_path / "tiny")
+    common = {"kind": "evaluate", "suite": "shift", "model": {"path": str(tmp_path / "tiny")}, "rollout": {"max_new_tokens": 4}}
+    digests = []
+    for data in ({"path": prompts}, {"path": str(tmp_path / "others.jsonl"), "eval_path": prompts}):
+        stages.evaluate(single({**common, "data": data}, []), tmp_path, Context(tmp_path))
+        digests.append(figures_in(tmp_path)["length_words", "tiny", "all", ""]["data_sha256"])
+    assert digests[0] == digests[1]
 
 
 # --- shift ------------------------------------------------------------------------------------------------------------
