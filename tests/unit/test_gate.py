@@ -353,6 +353,22 @@ def test_weights_end_a_verdict_where_they_are_asked_for_and_there(tmp_path: Path
     assert "still holds, as far as can be told without model" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("root", "stages_of", "code"),
+    [(None, "FP", 1), (None, "IF", 1), (None, "IP", 3), ("P", "PF", 1), ("P", "IP", 3), ("F", "PP", 1), ("P", "PP", 0)],
+)
+def test_the_worst_of_several_verdicts_is_the_exit_code(root: str | None, stages_of: str, code: int, tmp_path: Path) -> None:
+    won = {"P": 300, "I": 205, "F": 100}
+    policy = gates.parse_policy(WIN, "gate.yaml")
+    for name, verdict in (("a", stages_of[0]), ("b", stages_of[1]), ("root", root)):
+        if verdict is not None:
+            write_run(tmp_path, [wins(won[verdict], 400 - won[verdict])], stage=name)
+            (tmp_path / f"gate_{name}").mkdir()
+            place = tmp_path / "gate.json" if name == "root" else tmp_path / f"gate_{name}" / "gate.json"
+            gates.decide(tmp_path, policy, names=[name], write=place)
+    assert run(["gate", str(tmp_path), "--check"]) == code
+
+
 def simulated(rate: float, runs: int, n: int = 400) -> float:
     rng = np.random.default_rng(0)
     return float(np.mean([decided([wins(won, n - won)], BETTER).verdict == "PASS" for won in rng.binomial(n, rate, size=runs).tolist()]))

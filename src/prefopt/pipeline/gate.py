@@ -231,13 +231,12 @@ def changed(verdict: Path, policy: Policy | None = None, *, weights: bool = Fals
 
 
 def verdicts(run: Path) -> list[Path]:
-    """The gate.json of a run's folder, else those of its gate stages.
+    """The gate.json of a run's folder and those of its gate stages.
 
     Raises:
         DataError: there is none.
     """
-    own = run / "gate.json"
-    found = [own] if own.is_file() else sorted(run.glob("*/gate.json"))
+    found = [place for place in (run / "gate.json", *sorted(run.glob("*/gate.json"))) if place.is_file()]
     if not found:
         raise DataError("holds no verdict of a gate (gate.json)", where=str(run), fix="run `prefopt gate RUN` first")
     return found
