@@ -56,6 +56,19 @@ def test_ideal_answers_beat_drafts_by_the_gold_reward(tmp_path: Path) -> None:
     assert "wins" in told
 
 
+def test_equal_answers_to_one_request_are_all_written(tmp_path: Path) -> None:
+    """Of four equal answers to each of five requests one was left, in samples.jsonl and in what other tools read."""
+    known = {request.prompt[-1].content: WORLD.ideal(request) for request in REQUESTS[:5]}
+    both = Spoken("dpo", lambda prompt: known[prompt[-1].content]), Spoken("sft", lambda prompt: "No idea.")
+    rollout = RolloutSettings(samples=4)
+    suites.run("world", bench_of(tmp_path, *both, rows=rows_of(REQUESTS[:5]), rollout=rollout, formats=["alpaca_eval"]))
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 20
+    assert all({"gold", "preferred"} <= row.keys() for row in samples)
+    assert "20" in (tmp_path / "alpaca_eval" / "leaderboard.csv").read_text().splitlines()[1].split(",")
+    assert len(json.loads((tmp_path / "alpaca_eval" / "model_outputs.json").read_text())) == 20
+
+
 def test_the_sign_test_is_of_prompts(tmp_path: Path) -> None:
     """Eight answers to each of five requests, all won, are five signs."""
     known = {request.prompt[-1].content: WORLD.ideal(request) for request in REQUESTS[:5]}
