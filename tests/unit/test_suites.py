@@ -345,6 +345,13 @@ def test_all_tasks_passed_is_a_share_of_one_and_not_a_certainty(tmp_path: Path) 
     assert capability._pass_at_k(bench, np.array([1.0, 1.0]), tasks[:4:2], own) == []
 
 
+def test_answers_of_which_none_could_be_judged_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Example(prompt=f"question {i}", where=f"x:{i}", meta={"final_answer": str(i)}) for i in range(4)]
+    monkeypatch.setattr(capability, "_values", lambda reward, own: np.full(4, math.nan))
+    assert suites.run("capability", bench_of(tmp_path, Spoken("a", str), rows=rows)) == "math accuracy: no answer could be judged"
+    assert json.loads((tmp_path / "evaluation.json").read_text())["math_accuracy_unjudged"] == 4
+
+
 # --- guardrail --------------------------------------------------------------------------------------------------------
 
 
