@@ -55,6 +55,14 @@ def test_winners_in_every_spelling() -> None:
     assert [arenas._battle({**row, "winner": w}, "here").score for w in told] == list(told.values())
 
 
+def test_battles_follow_the_order_of_the_file(tmp_path: Path) -> None:
+    """A set of prompts has another order in every process, and with it the seeded bootstrap other draws."""
+    places = []
+    for name, names in (("a", [f"p{i}" for i in range(40)]), ("b", [f"p{i}" for i in range(39, 3, -1)])):
+        places.append(write(tmp_path / f"{name}.jsonl", [{"prompt": p, "completions": ["x"], "scores": [1.0]} for p in names]))
+    assert [battle.prompt for battle in arenas.read(places)] == [f"p{i}" for i in range(4, 40)]
+
+
 def test_battles_without_a_prompt_count_one_by_one() -> None:
     battles = [arenas.Battle("x", "y", float(i % 3 > 0), prompt) for prompt in ("", "p") for i in range(60)]
     kept = {"ties": "half", "ridge": 0.0, "draws": 200, "confidence": 0.95, "seed": 0}

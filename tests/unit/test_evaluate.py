@@ -13,8 +13,12 @@ import pytest
 
 from prefopt.errors import DataError, OptionError
 from prefopt.evaluate import pairs, shift, suites, table
+from prefopt.evaluate.guard import Training
 from prefopt.pack.prepare import prepare
+from prefopt.pipeline import stages
 from prefopt.pipeline.kinds import SuiteName
+from prefopt.pipeline.recipe import single
+from prefopt.pipeline.run import Context
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
 from prefopt.types import Completion, Example, Message, TokenTree
 from prefopt.world import World
@@ -50,6 +54,19 @@ def test_ideal_answers_beat_drafts_by_the_gold_reward(tmp_path: Path) -> None:
     assert found["over_refusal", "dpo", "harmless", ""]["value"] == 0.0
     assert found["refusal", "dpo", "harmful", ""]["value"] == 1.0
     assert "wins" in told
+
+
+def test_equal_answers_to_one_request_are_all_written(tmp_path: Path) -> None:
+    """Of four equal answers to each of five requests one was left, in samples.jsonl and in what other tools read."""
+    known = {request.prompt[-1].content: WORLD.ideal(request) for request in REQUESTS[:5]}
+    both = Spoken("dpo", lambda prompt: known[prompt[-1].content]), Spoken("sft", lambda prompt: "No idea.")
+    rollout = RolloutSettings(samples=4)
+    suites.run("world", bench_of(tmp_path, *both, rows=rows_of(REQUESTS[:5]), rollout=rollout, formats=["alpaca_eval"]))
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 20
+    assert all({"gold", "preferred"} <= row.keys() for row in samples)
+    assert "20" in (tmp_path / "alpaca_eval" / "leaderboard.csv").read_text().splitlines()[1].split(",")
+    assert len(json.loads((tmp_path / "alpaca_eval" / "model_outputs.json").read_text())) == 20
 
 
 def test_the_sign_test_is_of_prompts(tmp_path: Path) -> None:
@@ -231,6 +248,45 @@ def tree_of(model: Any, prompt: str, chosen: str, rejected: str, index: int = 0)
     return model.renderer.tree(Example(prompt=prompt, completions=completions, source=f"s{index % 2}"), index)
 
 
+def files(folder: Path) -> list[str]:
+    """Ten rows of prompts and twenty of pairs."""
+    places = folder / "prompts.jsonl", folder / "pairs.jsonl"
+    places[0].write_text("".join(json.dumps({"prompt": f"w{i} w{i + 1}"}) + "\n" for i in range(10)))
+    rows = ({"prompt": f"w{i} w{i + 2}", "chosen": " w5 w6", "rejected": " w7", "subset": f"s{i}"} for i in range(20))
+    places[1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(place) for place in places]
+
+
+def test_a_limit_is_one_limit_for_rows_and_preferences(tmp_path: Path) -> None:
+    """The guard sees rows alone: pairs beyond the limit went by it, and had no subset."""
+    trained = Training(lambda: [Example(prompt=f"w{i} w{i + 2}", where=f"train:{i}") for i in range(2)], ("train",))
+    data = DataSettings(path=files(tmp_path), limit=14)
+    bench = bench_of(tmp_path, language_model(), data=data, training=trained, seen="drop")
+    assert bench.guard()["rows_seen_in_training_dropped"] == 2
+    assert [tree.where for tree in bench.trees] == [row.where for row in bench.rows if row.completions]
+    assert len(bench.trees) == 2
+    assert not bench_of(tmp_path, language_model(), data=DataSettings(path=files(tmp_path), limit=10)).trees
+
+
+def test_of_several_files_the_preferences_are_held_out_and_the_others_stay(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, language_model(), data=DataSettings(path=files(tmp_path), eval_fraction=0.2))
+    assert [tree.where for tree in bench.trees] == [row.where for row in bench.rows if row.completions]
+    assert len(bench.trees) == 4
+    assert len(bench.rows) == 10 + 4
+
+
+def test_figures_name_the_data_they_stand_on(tmp_path: Path) -> None:
+    prompts, _ = files(tmp_path)
+    (tmp_path / "others.jsonl").write_text('{"prompt": "w9"}\n')
+    language_model().save(tmp_path / "tiny")
+    common = {"kind": "evaluate", "suite": "shift", "model": {"path": str(tmp_path / "tiny")}, "rollout": {"max_new_tokens": 4}}
+    digests = []
+    for data in ({"path": prompts}, {"path": str(tmp_path / "others.jsonl"), "eval_path": prompts}):
+        stages.evaluate(single({**common, "data": data}, []), tmp_path, Context(tmp_path))
+        digests.append(figures_in(tmp_path)["length_words", "tiny", "all", ""]["data_sha256"])
+    assert digests[0] == digests[1]
+
+
 # --- shift ------------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +300,33 @@ def test_distinct_ngrams_and_self_bleu_by_hand() -> None:
     # unigrams of "a b x y": 2 of 4 matched; bigrams 1 of 3, trigrams 0 of 2, 4-grams 0 of 1, one added to each above unigrams
     expected = (2 / 4 * 2 / 4 * 1 / 3 * 1 / 2) ** 0.25
     assert shift.self_bleu([["a", "b", "x", "y"], ["a", "b", "c", "d"]])[0] == pytest.approx(expected)
+
+
+def spoken(prompt: Any, words: int = 8) -> str:
+    """Words drawn by the prompt."""
+    return " ".join(f"w{k}" for k in np.random.default_rng(list(str(prompt).encode())).integers(20, size=words))
+
+
+def test_rows_of_one_prompt_are_no_further_variety(tmp_path: Path) -> None:
+    """Forty prompts in eighty rows have the answers that they have in forty: self_bleu was 1 and distinct_2 halved."""
+    found = []
+    for times in (1, 2):
+        rows = [Example(prompt=f"p{i % 40}", where=f"x:{i}") for i in range(40 * times)]
+        suites.run("shift", bench_of(tmp_path, Spoken("a", spoken), Spoken("b", lambda p: spoken(p + "b")), rows=rows))
+        told = figures_in(tmp_path)
+        found.append([told[name, "a", "all", ""] for name in ("self_bleu", "distinct_1", "distinct_2")])
+        assert told["length_words", "a", "all", ""]["n"] == len(rows)
+    assert found[0] == found[1]
+    assert found[0][0]["n"] == 40
+
+
+def test_answers_to_one_prompt_go_together_in_the_share_of_distinct_words() -> None:
+    """By hand: 5 words of 8, and 3 of 4 without either prompt; of three answers 1 and 3 of 4."""
+    answers = [["a", "b"], ["a", "c"], ["a", "d"], ["a", "e"]]
+    found = shift.distinct(answers, 1, ["p", "p", "q", "q"])
+    assert (found.value, found.n, found.std_error, found.method) == (5 / 8, 4, 0.0, "clustered jackknife t")
+    assert shift.distinct(answers[:3], 1, ["p", "p", "q"]).std_error == pytest.approx(np.sqrt(1 / 2 * 2 * (1 / 8) ** 2))
+    assert shift.distinct(answers, 1, ["p"] * 4).high == np.inf
 
 
 def test_entropy_is_that_of_the_distribution(tmp_path: Path) -> None:

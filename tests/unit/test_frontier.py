@@ -6,6 +6,7 @@ import doctest
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,22 @@ def test_nothing_lies_above_the_optimum_and_it_ends_where_too_few_answers_carry_
         assert (p_XN * rewards_XN).sum(1).mean() <= there + 1e-3
 
 
+def known(prompt: Any) -> Any:
+    """The request that asks so."""
+    return next(request for request in REQUESTS if request.prompt[-1].content == prompt[-1].content)
+
+
+def drafts() -> Any:
+    """What a policy says that drafts its answers."""
+    rng = np.random.default_rng(0)
+    return lambda prompt: WORLD.draft(known(prompt), rng)
+
+
 def test_the_suite_tells_both_curves_of_the_baseline(tmp_path: Path) -> None:
-    rng, known = np.random.default_rng(0), {request.prompt[-1].content: request for request in REQUESTS}
-
-    def drafts(prompt: Any) -> str:
-        return WORLD.draft(known[prompt[-1].content], rng)
-
-    def ideal(prompt: Any) -> str:
-        return WORLD.ideal(known[prompt[-1].content])
-
-    bench = bench_of(tmp_path, Spoken("dpo", ideal), Said("sft", drafts), rows=rows_of(REQUESTS))
+    bench = bench_of(tmp_path, Spoken("dpo", lambda prompt: WORLD.ideal(known(prompt))), Said("sft", drafts()), rows=rows_of(REQUESTS))
     told = suites.run("frontier", bench)
-    found = json.loads((tmp_path / "evaluation.json").read_text())["frontier"]
+    found = json.loads((tmp_path / "evaluation.json").read_text(), parse_constant=pytest.fail)["frontier"]
+    assert found["optimum"][0]["beta"] is None
     assert [row["n"] for row in found["best_of_n"]] == [1, 2, 4, 8, 16]
     assert found["best_of_n"][1]["kl"] == pytest.approx(math.log(2) - 0.5)
     assert found["optimum"][0]["kl"] == 0
@@ -77,6 +82,17 @@ def test_the_suite_tells_both_curves_of_the_baseline(tmp_path: Path) -> None:
     assert figures["gold_best_of_8", "sft", "all", ""]["value"] > figures["gold_best_of_2", "sft", "all", ""]["value"]
     assert "effective" not in told
     assert "answers a request" in told
+
+
+def test_rows_of_one_prompt_are_one_request(tmp_path: Path) -> None:
+    """Twelve prompts in forty-eight rows had intervals half as wide as in twelve."""
+    ends = []
+    for times in (1, 4):
+        rows = [replace(row, where=f"x:{i}") for i, row in enumerate(rows_of(REQUESTS) * times)]
+        suites.run("frontier", bench_of(tmp_path, Spoken("dpo", str), Said("sft", drafts()), rows=rows))
+        found = json.loads((tmp_path / "evaluation.json").read_text())["frontier"]
+        ends.append([point[end] for curve in ("best_of_n", "optimum") for point in found[curve] for end in ("low", "high")])
+    assert ends[0] == pytest.approx(ends[1])
 
 
 class Said(Spoken):

@@ -297,10 +297,11 @@ def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     assert run(["gate", str(tmp_path / "first"), "--policy", str(policy)]) == 0
 
 
-def test_rows_that_trained_the_model_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("note", ["rows_seen_in_training_kept", "task_items_seen_in_training"])
+def test_rows_that_trained_the_model_decide_nothing(note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gate.yaml").write_text(WIN)
     for won in (300, 100):
-        place = write_run(tmp_path / str(won), [wins(won, 400 - won)], rows_seen_in_training_kept=12)
+        place = write_run(tmp_path / str(won), [wins(won, 400 - won)], **{note: 12})
         assert run(["gate", str(place), "--policy", str(tmp_path / "gate.yaml")]) == 3
         found = json.loads((place / "gate.json").read_text())["rules"][0]
         assert (found["status"], found["needed"], found["estimate"]["value"]) == ("INCONCLUSIVE", None, won / 400)
@@ -368,6 +369,22 @@ def test_weights_end_a_verdict_where_they_are_asked_for_and_there(tmp_path: Path
     (place / "model").rename(tmp_path / "elsewhere")
     assert run(["gate", str(place), "--check"]) == 0
     assert "still holds, as far as can be told without model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("root", "stages_of", "code"),
+    [(None, "FP", 1), (None, "IF", 1), (None, "IP", 3), ("P", "PF", 1), ("P", "IP", 3), ("F", "PP", 1), ("P", "PP", 0)],
+)
+def test_the_worst_of_several_verdicts_is_the_exit_code(root: str | None, stages_of: str, code: int, tmp_path: Path) -> None:
+    won = {"P": 300, "I": 205, "F": 100}
+    policy = gates.parse_policy(WIN, "gate.yaml")
+    for name, verdict in (("a", stages_of[0]), ("b", stages_of[1]), ("root", root)):
+        if verdict is not None:
+            write_run(tmp_path, [wins(won[verdict], 400 - won[verdict])], stage=name)
+            (tmp_path / f"gate_{name}").mkdir()
+            place = tmp_path / "gate.json" if name == "root" else tmp_path / f"gate_{name}" / "gate.json"
+            gates.decide(tmp_path, policy, names=[name], write=place)
+    assert run(["gate", str(tmp_path), "--check"]) == code
 
 
 def simulated(rate: float, runs: int, n: int = 400) -> float:

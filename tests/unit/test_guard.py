@@ -71,6 +71,12 @@ def test_a_form_of_words_is_no_copy() -> None:
     assert len(seen([asked], trained[:-1])) == 1
 
 
+def test_a_row_that_two_stages_read_is_one_row() -> None:
+    """Six rows that pretraining and SFT both read are no form of words that twelve rows share."""
+    trained = [row(f"Repeat {' '.join(WORDS)} {i}", f"train.jsonl:{i}") for i in range(6)]
+    assert seen([row("Say " + " ".join(WORDS))], trained * 2) == [("eval.jsonl:1", "train.jsonl:0", "same 13 words")]
+
+
 def test_rows_that_were_seen_are_an_error_that_names_them(tmp_path: Path) -> None:
     rows = [row(f"question {i}", f"eval.jsonl:{i}") for i in range(8)]
     trained = Training(lambda: [row(f"question {i}", f"train.jsonl:{i}") for i in range(2, 8)], ("train.jsonl",))

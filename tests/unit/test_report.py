@@ -226,6 +226,42 @@ def test_other_evaluations_are_told_in_a_line(tmp_path: Path) -> None:
     assert "rm prefers the better answer in 68% of 1,000 held-out pairs." in page.said
 
 
+def test_the_headline_is_the_last_comparison(tmp_path: Path) -> None:
+    """Where there is no gold reward too: a reward model that was judged later is told below."""
+    run = tmp_path / "run"
+    pairs, won = [figure("accuracy", 0.68, 0.03, model="rm", n=1000)], [figure("win_rate", 0.7, 0.05)]
+    for started, (name, rows) in enumerate((("evaluate", won), ("reward", pairs))):
+        write_json(run / name / "record.json", {"kind": "evaluate", "name": name, "started": str(started)})
+        write_json(run / name / "evaluation.json", {"model": rows[0]["model"], "baseline": "sft" if rows is won else None, "rows": rows})
+    assert told(run)[1].startswith("dpo answers better than sft.")
+
+
+def test_a_model_alone_has_no_before(tmp_path: Path) -> None:
+    rows = [figure("gold", 0.24, 0.05), figure("length_words", 9.0, 0.5)]
+    write_json(tmp_path / "evaluation.json", {"suite": "truth", "model": "dpo", "baseline": None, "n": 300, "rows": rows})
+    read = folder.read(tmp_path)
+    found = verdict(read, [evidence.evidence(stage) for stage in read.stages])
+    assert [tile.before for tile in found.tiles] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("note", "words"),
+    [
+        ({}, "Figures on held-out data that no stage was trained on, each"),
+        ({"training_unknown": "sft: no record"}, "Figures on rows of which it is not known whether they trained the models, each"),
+        ({"rows_seen_in_training_kept": 3}, "Figures in part on rows that trained the models (seen=keep), each"),
+        ({"task_items_seen_in_training": 3}, "Figures in part on rows that trained the models (seen=keep), each"),
+    ],
+)
+def test_the_page_says_what_the_figures_stand_on(note: Any, words: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    found = json.loads((run / "evaluate" / "evaluation.json").read_text())
+    write_json(run / "evaluate" / "evaluation.json", {**found, **note})
+    page, _ = page_of(run)
+    assert words in page.said
+    assert ("answers to held-out requests" in page.said) == ("seen=keep" not in words)
+
+
 def test_accuracy_on_pairs(tmp_path: Path) -> None:
     run = tmp_path / "run"
     rows = [figure("accuracy", 0.68, 0.03, model="rm", n=1000), figure("longer_is_chosen", 0.55, 0.03, model="rm", n=1000)]
@@ -290,6 +326,37 @@ def test_lineage_arcs_run_from_what_is_read_to_the_reader(full: Path) -> None:
     assert {("sft → dpo", "model"), ("label → dpo", "data"), ("world → evaluate", "data"), ("sft → evaluate", "model")} <= arcs
     assert "report" not in [node.name for node in picture.nodes]
     assert [node.role for node in picture.nodes][:2] == ["data", "model"]
+
+
+def test_lineage_shows_every_model_that_a_stage_reads(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name in ("sft", "rm", "other"):
+        write_stage(run, {"kind": "sft", "name": name})
+    write_stage(run, {"kind": "ensemble", "name": "both", "members": ["${rm.model}", "${other.model}"]})
+    watched = {"reward": {"model": "${both.model}"}, "critic": {"path": "${rm.model}"}, "monitor": {"evaluator": "${other.model}"}}
+    write_stage(run, {"kind": "ppo", "name": "ppo", "model": {"path": "${sft.model}"}, **watched})
+    write_stage(run, {"kind": "grpo", "name": "grpo", "model": {"path": "${sft.model}"}, "monitor": {"evaluator": "gold"}})
+    write_stage(run, {"kind": "evaluate", "name": "z", "model": {"path": "${ppo.model}"}, "judge": {"path": "${rm.model}"}})
+    picture = lineage.lineage(folder.read(run))
+    by_name = {node.name: node for node in picture.nodes}
+    assert by_name["ppo"].reads == "sft.model, rm.model, both.model, other.model"
+    assert [by_name[name].reads for name in ("z", "grpo", "both")] == ["ppo.model, rm.model", "sft.model", "rm.model, other.model"]
+    assert by_name["both"].role == "model"
+    assert "gold" not in by_name
+
+
+def test_how_many_answers_the_samples_are_picked_from_is_said(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert "60 requests in all." in page_of(run)[0].said
+    lines = (run / "evaluate" / "samples.jsonl").read_text()
+    (run / "evaluate" / "samples.jsonl").write_text(lines * 2)
+    assert "120 answers of each model to 60 requests." in page_of(run)[0].said
+    pair = {"prompt": "p", "slice": "data", "answers": {"chosen": "good", "rejected": "bad"}, "reward": {"chosen": 0.1, "rejected": 0.9}}
+    write_jsonl(run / "evaluate" / "samples.jsonl", [pair] * 5)
+    for n, words in ((5, "5 pairs in all."), (1000, "The first 5 of 1,000 pairs.")):
+        rows = [figure("accuracy", 0.68, 0.03, n=n)]
+        write_json(run / "evaluate" / "evaluation.json", {"suite": "pairs", "model": "dpo", "rows": rows})
+        assert words in page_of(run)[0].said
 
 
 def test_samples_show_the_worst_first_and_the_best_first(full: Path) -> None:
@@ -428,6 +495,21 @@ def test_the_gates_verdict_is_at_the_top(moved: str, stale: bool, tmp_path: Path
     assert "<script>" not in text
 
 
+@pytest.mark.parametrize(
+    ("statuses", "words"),
+    [
+        (["PASS", "PASS"], "Every rule of the gate holds."),
+        (["PASS", "NOT MEASURED"], "Every rule of the gate that was measured holds; not measured: 1 of 2."),
+        (["NOT MEASURED", "PASS", "NOT MEASURED"], "Every rule of the gate that was measured holds; not measured: 2 of 3."),
+    ],
+)
+def test_a_pass_tells_what_was_not_measured(statuses: list[str], words: str, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "gated")
+    rules = [{"title": f"rule {i}", "status": status, "estimate": {}} for i, status in enumerate(statuses)]
+    write_json(run / "gate.json", {"verdict": "PASS", "rules": rules})
+    assert words in page_of(run)[0].said
+
+
 @pytest.mark.parametrize(("own", "shown"), [("2026-08-03T10:00:00+00:00", "PASS"), ("2026-08-01T10:00:00+00:00", "FAIL")])
 def test_the_latest_verdict_is_shown(own: str, shown: str, tmp_path: Path) -> None:
     """Of `prefopt gate RUN` and of the run's gate stages."""
@@ -466,6 +548,20 @@ def test_models_of_one_baseline_make_a_frontier(tmp_path: Path) -> None:
         draw_frontier(write_run(tmp_path / "alone"), tmp_path / "alone.svg")
     assert not found.curves
     assert found.path.count(",") == 4
+
+
+@pytest.mark.parametrize("metric", ["gold", "win_rate"])
+def test_a_frontier_is_of_one_data_set_and_one_judge(metric: str, tmp_path: Path) -> None:
+    """Three models on one data set, by one judge; a fourth on other data, and a fifth by another judge, which gold does not ask."""
+    run = tmp_path / "sweep"
+    told = (("a", "A", "x"), ("b", "A", "x"), ("far", "B", "x"), ("c", "A", "x"), ("other", "A", "y"))
+    for i, (name, data, judge) in enumerate(told):
+        folder_of = write_stage(run, {"kind": "evaluate", "name": f"at-{name}"})
+        rows = [{**figure(m, v, 0.01, model=name), "data_sha256": data} for m, v in ((metric, 0.5 + i / 10), ("kl", 1.0 + i))]
+        write_json(folder_of / "evaluation.json", {"model": name, "baseline": "sft", "n": 300, "judge": judge, "rows": rows})
+    found = scatter.frontier([evidence.evidence(stage) for stage in folder.read(run).stages])
+    assert found is not None
+    assert [mark.name for mark in found.marks] == (["a", "b", "c", "other"] if metric == "gold" else ["a", "b", "c"])
 
 
 def test_the_frontier_shows_what_could_be_had(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 import prefopt.stats
-from prefopt.stats import bootstrap, clustered_mean, preference_scores, sign_test, wilson, win_rate
+from prefopt.stats import agreement_interval, bootstrap, clustered_mean, preference_scores, sign_test, wilson, win_rate
+from prefopt.stats.significance import bound_p_values
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(prefopt.stats.__path__)])
@@ -72,6 +73,18 @@ def test_the_bootstrap_is_decided_by_its_generator() -> None:
     first, second = (bootstrap(x, rng=np.random.default_rng(5)) for _ in range(2))
     assert first == second
     assert first != bootstrap(x, rng=np.random.default_rng(6))
+
+
+@pytest.mark.parametrize("method", ["percentile", "bca", "jackknife"])
+def test_one_cluster_has_no_interval(method) -> None:
+    """Every resample of one cluster is that cluster: an interval of width 0 once was "95%", and BCa an error."""
+    x, rng = np.random.default_rng(0).random(30), np.random.default_rng(1)
+    for found in (bootstrap(x, rng=rng, clusters=["p"] * 30, method=method), bootstrap(x[:1], rng=rng, method=method)):
+        assert (found.low, found.high, found.method) == (-math.inf, math.inf, "one cluster")
+        assert np.isnan(bound_p_values(found, 0.1)).all()
+    kappa = agreement_interval("cohen", (["a", "b"] * 20, ["a", "b", "a", "a"] * 10), rng=rng, clusters=["p"] * 40, method=method)
+    assert kappa.value == pytest.approx(0.5)
+    assert kappa.high == math.inf
 
 
 def test_win_rate_counts_ties_half_and_mirrors() -> None:

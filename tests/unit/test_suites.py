@@ -18,6 +18,7 @@ from prefopt.errors import DataError
 from prefopt.evaluate import capability, guardrail, judges, rewardbench2, robustness, suites, weighted
 from prefopt.evaluate.bench import Answers
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
+from prefopt.stats import wilson
 from prefopt.text import refusal
 from prefopt.types import Completion, Example, Message
 from prefopt.world import World
@@ -124,6 +125,15 @@ def test_a_model_that_gives_way_to_capitals_shows_it(tmp_path: Path) -> None:
     assert found["template_spread", "firm", "all", ""]["value"] == 0.0
     assert found["template_spread", "fickle", "all", "firm"]["value"] == 2.0
     assert found["worst_variant", "fickle", "all", ""]["value"] == -1.0
+
+
+def test_requests_that_are_not_asked_in_every_way_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(WORLD.requests(6, seed=5, split="heldout"))
+    for most, told in ((6, {}), (4, {"requests_asked_in_every_way": 4})):
+        monkeypatch.setattr(robustness, "ROWS", most)
+        suites.run("robustness", bench_of(tmp_path, Spoken("firm", lambda p: "broken"), rows=rows))
+        found = json.loads((tmp_path / "evaluation.json").read_text())
+        assert {name: value for name, value in found.items() if name.startswith("requests")} == told
 
 
 def test_spread_has_no_unit() -> None:
@@ -333,6 +343,26 @@ def test_code_passes_at_k(tmp_path: Path) -> None:
     found = figures_in(tmp_path)
     assert found["pass_at_1", "a", "all", ""]["value"] == 0.5
     assert found["pass_at_2", "a", "all", ""]["value"] == 1.0
+
+
+def test_all_tasks_passed_is_a_share_of_one_and_not_a_certainty(tmp_path: Path) -> None:
+    """Of two answers to each of ten tasks one passes; then of one task, then of none, all answers are judged."""
+    bench = bench_of(tmp_path, Spoken("a", str), rollout=RolloutSettings(samples=2))
+    own = Answers(bench.model, [], [], [])
+    tasks = [(f"x:{i // 2}", f"p{i // 2}") for i in range(20)]
+    (found,) = capability._pass_at_k(bench, np.array([1.0, 0.0] * 10), tasks, own)
+    assert (found.metric, found.value, found.low) == ("pass_at_2", 1.0, wilson(10, 10).low)
+    same = capability._pass_at_k(bench, np.array([1.0, 0.0] * 10), [(where, "p") for where, _ in tasks], own)[0]
+    assert (same.low, same.high) == (0.0, 1.0)
+    assert capability._pass_at_k(bench, np.array([1.0, 1.0, 1.0]), tasks[:4:2] + tasks[1:2], own)[0].n == 1
+    assert capability._pass_at_k(bench, np.array([1.0, 1.0]), tasks[:4:2], own) == []
+
+
+def test_answers_of_which_none_could_be_judged_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Example(prompt=f"question {i}", where=f"x:{i}", meta={"final_answer": str(i)}) for i in range(4)]
+    monkeypatch.setattr(capability, "_values", lambda reward, own: np.full(4, math.nan))
+    assert suites.run("capability", bench_of(tmp_path, Spoken("a", str), rows=rows)) == "math accuracy: no answer could be judged"
+    assert json.loads((tmp_path / "evaluation.json").read_text())["math_accuracy_unjudged"] == 4
 
 
 # --- guardrail --------------------------------------------------------------------------------------------------------

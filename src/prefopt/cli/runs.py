@@ -74,9 +74,8 @@ def _run(path: Path, settings: list[str], out: Path) -> None:
     for outputs in finished.outputs.values():
         if "report" in outputs:
             typer.echo(f"report: {os.path.normpath(outputs['report'])}")
-    for outputs in finished.outputs.values():
-        if "verdict" in outputs:
-            leave(str(json.loads(Path(outputs["verdict"]).read_text(encoding="utf-8"))["verdict"]), outputs["verdict"])
+    places = [outputs["verdict"] for outputs in finished.outputs.values() if "verdict" in outputs]
+    leave({place: str(json.loads(Path(place).read_text(encoding="utf-8"))["verdict"]) for place in places})
 
 
 def recipes() -> Path:

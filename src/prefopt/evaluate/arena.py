@@ -228,7 +228,7 @@ def _round_robin(scores: Mapping[str, Mapping[str, float]]) -> Iterator[Battle]:
     models = sorted(scores)
     for i, a in enumerate(models):
         for b in models[i + 1 :]:
-            for prompt in scores[a].keys() & scores[b].keys():
+            for prompt in filter(scores[b].__contains__, scores[a]):  # in the order of the file: a seed decides every draw
                 mine, theirs = scores[a][prompt], scores[b][prompt]
                 yield Battle(a, b, 0.5 if mine == theirs else float(mine > theirs), prompt)
 

@@ -137,6 +137,8 @@ class Bench:
     def rows(self) -> list[Example]:
         """Every row of the data; where a training stage with this data section and seed holds rows out, those.
 
+        Where the data hold preferences, these are what is held out; rows of other files stay.
+
         Raises:
             DataError: there is none.
         """
@@ -145,7 +147,7 @@ class Bench:
             raise DataError("no rows to evaluate on", fix="give data (--data, data.path), or tasks of lm-eval (tasks=[arc_easy])")
         if self._holds_out:
             held = {tree.where for tree in self._prepared.heldout}
-            found = [row for row in found if row.where in held]
+            found = [row for row in found if row.where in held or (self._preferences and not _compares(row))]
         return [as_chat(row) for row in found] if self.data.chat else found
 
     @cached_property
@@ -153,7 +155,8 @@ class Bench:
         """The preferences of the files that hold some, as token trees: those held out, all of them where none are."""
         if not self._preferences:
             return []
-        return list(self._prepared.heldout if self._holds_out else self._prepared.train)
+        inside = {row.where for row in self.rows}  # data.limit counts the rows of all files
+        return [tree for tree in (self._prepared.heldout if self._holds_out else self._prepared.train) if tree.where in inside]
 
     @property
     def _holds_out(self) -> bool:
@@ -271,6 +274,11 @@ class Bench:
                 interval = clustered_mean(values[0][mask] - values[1][mask], inside)
                 found.append(self.figure(metric, interval, slice=part, against=self.baseline, difference_from=self.baseline.name))
         return found
+
+
+def _compares(row: Example) -> bool:
+    """Whether it is a row of a file of preferences."""
+    return any(completion.rank is not None for completion in row.completions)
 
 
 def slice_of(row: Example) -> str:

@@ -23,7 +23,7 @@ from prefopt.evaluate.table import slices
 from prefopt.rollout.rewards.build import build
 from prefopt.rollout.rewards.protocol import Rolled
 from prefopt.settings import RewardSettings, Verifier
-from prefopt.stats import Interval, bootstrap, clustered_mean, pass_at_k
+from prefopt.stats import Interval, bootstrap, pass_at_k, score_rate
 from prefopt.types import Example, Message, TokenTree
 
 
@@ -103,14 +103,16 @@ def _grade(bench: Bench, task: Task, rows: Sequence[Example]) -> Findings:
     given = [_values(reward, own) for own in answers]
     judged = ~np.isnan(np.stack(given)).any(axis=0)
     values = [found[judged] for found in given]
+    notes = {f"{task.metric}_unjudged": int((~judged).sum())} if not judged.all() else {}
+    if not judged.any():
+        return Findings([], notes, told=f"{task.metric.replace('_', ' ')}: no answer could be judged")
     kept = [i for i in range(len(judged)) if judged[i]]
     clusters: list[Hashable] = [answers[0].clusters[i] for i in kept]
     parts = slices([slice_of(answers[0].rows[i]) for i in kept])
     figures = bench.compare(task.metric, values, clusters, parts, share=True)
     if task.verifier == "code" and bench.rollout.samples > 1:
-        tasks = [answers[0].rows[i].where for i in kept]
-        figures += [_pass_at_k(bench, found, tasks, own) for found, own in zip(values, answers, strict=True)]
-    notes = {f"{task.metric}_unjudged": int((~judged).sum())} if not judged.all() else {}
+        tasks = [(answers[0].rows[i].where, answers[0].clusters[i]) for i in kept]
+        figures += [f for found, own in zip(values, answers, strict=True) for f in _pass_at_k(bench, found, tasks, own)]
     samples = [sample_row(i, answers[0].rows[i], answers, right=given) for i in kept]
     own = next(f for f in figures if f.metric == task.metric)
     return Findings(figures, notes, samples, f"{task.metric.replace('_', ' ')} {own.value:.1%} [{own.low:.1%}, {own.high:.1%}]")
@@ -121,13 +123,15 @@ def _values(reward: Any, own: Answers) -> np.ndarray:
     return np.array([math.nan if verdict.value is None else verdict.value for verdict in reward.judge(rolled)])
 
 
-def _pass_at_k(bench: Bench, passed: np.ndarray, tasks: Sequence[str], own: Answers) -> Figure:
-    """pass@k for k = all samples of a task: the mean over tasks."""
+def _pass_at_k(bench: Bench, passed: np.ndarray, tasks: Sequence[tuple[str, Hashable]], own: Answers) -> list[Figure]:
+    """pass@k for k = all samples of a task, a share of the tasks; none where no task has all its answers judged."""
     k = bench.rollout.samples
     tried, right = Counter(tasks), Counter(task for task, value in zip(tasks, passed, strict=True) if value == 1)
     whole = [task for task, n in tried.items() if n == k]
+    if not whole:
+        return []
     estimates = pass_at_k([tried[task] for task in whole], [right[task] for task in whole], k)
-    return bench.figure(f"pass_at_{k}", clustered_mean(estimates), who=own.who)
+    return [bench.figure(f"pass_at_{k}", score_rate(estimates, clusters=[prompt for _, prompt in whole]), who=own.who)]
 
 
 # --- plain text -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ since of what is rarer than the answers drawn nothing is known. The best of n is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,12 +60,12 @@ def run(bench: Bench) -> Findings:
     rollout = replace(bench.rollout, samples=max(DRAWS, bench.rollout.samples), seed=bench.rollout.seed + 1)
     wide = replace(bench, rollout=rollout, drawn={})
     drawn = wide.answers(bench.baseline, bench.requests())
-    metric, rewards_XN = judged(bench, drawn)
-    rewards_XN = rewards_XN.reshape(-1, rollout.samples)
+    metric, rewards = judged(bench, drawn)
+    rewards_XN, clusters = rewards.reshape(-1, rollout.samples), drawn.clusters[:: rollout.samples]
     counts = [2**k for k in range(rollout.samples.bit_length()) if 2**k <= rollout.samples // 2]
-    best = {n: clustered_mean(expected_best(rewards_XN, n)) for n in counts}
+    best = {n: clustered_mean(expected_best(rewards_XN, n), clusters) for n in counts}
     figures: list[Figure] = [bench.figure(f"{metric}_best_of_{n}", found, who=bench.baseline) for n, found in best.items() if n > 1]
-    curve = optimum(rewards_XN)
+    curve = optimum(rewards_XN, clusters)
     notes = {
         "metric": metric,
         "draws": rollout.samples,
@@ -96,8 +96,8 @@ def expected_best(rewards_XN: np.ndarray, n: int) -> np.ndarray:
     return np.asarray(np.sort(rewards_XN, axis=1) @ weights)
 
 
-def optimum(rewards_XN: np.ndarray) -> list[Optimum]:
-    """The frontier from β = ∞ (the baseline itself) to where too few answers carry it."""
+def optimum(rewards_XN: np.ndarray, clusters: Sequence[Hashable] | None = None) -> list[Optimum]:
+    """The frontier from β = ∞ (the baseline itself) to where too few answers carry it; requests of one cluster go together."""
     law_XN = np.full(rewards_XN.shape, 1 / rewards_XN.shape[1])
     spread = float(np.sqrt(rewards_XN.var(axis=1).mean()))
     found: list[Optimum] = []
@@ -106,7 +106,7 @@ def optimum(rewards_XN: np.ndarray) -> list[Optimum]:
         effective = float((1 / (p_XN**2).sum(axis=1)).mean())
         if effective < FEWEST:
             break
-        reward = clustered_mean((p_XN * rewards_XN).sum(axis=1))
+        reward = clustered_mean((p_XN * rewards_XN).sum(axis=1), clusters)
         found.append(Optimum(float(beta), float(kl(p_XN, law_XN).mean()), reward.value, reward.low, reward.high, effective))
     return found
 

@@ -35,7 +35,8 @@ _SHOW = {
 class Evidence(NamedTuple):
     """The rows of one evaluation: the stage that wrote it, whose figures they are and against whom.
 
-    `trained_on` counts rows of its data that trained the models and were kept; `notes` is what a verdict has to tell of it.
+    `trained_on` counts rows of its data and items of its tasks that trained the models and were kept; `notes` is what a verdict has to
+    tell of it.
     """
 
     stage: str

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,8 @@ COMMON = 10
 NAMED = 4
 """Rows an error names; all of them are in seen.jsonl."""
 FILE = "seen.jsonl"
+ITEMS = "task_items_seen_in_training"
+"""What evaluation.json says of the items of lm-eval's tasks that were seen and kept."""
 KEPT, DROPPED, UNKNOWN = "rows_seen_in_training_kept", "rows_seen_in_training_dropped", "training_unknown"
 """What evaluation.json says of the rows that were seen, and of models whose training is not known."""
 PROXY = "judge_is_the_trained_reward"
@@ -91,8 +92,7 @@ def seen(rows: Iterable[Example], training: Iterable[Example | str]) -> tuple[li
     rows = list(rows)
     index = _indexed(rows)
     found: dict[str, Seen] = {}
-    first: dict[tuple[str, ...], str] = {}
-    times: Counter[tuple[str, ...]] = Counter()
+    holders: dict[tuple[str, ...], dict[str, None]] = {}  # places, so that a row which two stages read is one row
     unread: list[str] = []
     for row in training:
         if isinstance(row, str):
@@ -102,11 +102,12 @@ def seen(rows: Iterable[Example], training: Iterable[Example | str]) -> tuple[li
             for where in index.prompts.get(prompt, ()):
                 found.setdefault(where, Seen(where, row.where, "same prompt"))
         for gram in set(_grams(row, index.ends)) & index.grams.keys():
-            times[gram] += 1
-            first.setdefault(gram, row.where)
-    for gram, count in times.items():
-        for where in index.grams[gram] if count <= COMMON else ():
-            found.setdefault(where, Seen(where, first[gram], f"same {GRAM} words"))
+            places = holders.setdefault(gram, {})
+            if len(places) <= COMMON:
+                places[row.where] = None
+    for gram, places in holders.items():
+        for where in index.grams[gram] if len(places) <= COMMON else ():
+            found.setdefault(where, Seen(where, next(iter(places)), f"same {GRAM} words"))
     return [found[row.where] for row in rows if row.where in found], list(dict.fromkeys(unread))
 
 

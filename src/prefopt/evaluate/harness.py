@@ -160,7 +160,7 @@ def _guarded(bench: Bench, result: Result) -> dict[str, Any]:
         first = f"{found[0].where} ({found[0].how} as {found[0].trained})"
         what = f"{len(found)} items of the tasks were seen in training, the first is {first}"
         raise DataError(what, where=str(bench.out / guard.FILE), fix="choose other tasks, or accept them with seen=keep")
-    return {"task_items_seen_in_training": len(found)} if found else {}
+    return {guard.ITEMS: len(found)} if found else {}
 
 
 def _texts(result: Result) -> Iterator[Example]:

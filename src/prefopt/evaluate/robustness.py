@@ -74,7 +74,8 @@ QUALITIES: dict[str, Callable[[Bench, Answers], np.ndarray]] = {
 
 def run(bench: Bench) -> Findings:
     """Ask every way and compare."""
-    rows, quality = bench.requests()[:ROWS], judges.named(bench)
+    requests, quality = bench.requests(), judges.named(bench)
+    rows = requests[:ROWS]
     asked = {who.name: dict(_asked(bench, who, rows, QUALITIES[quality])) for who in bench.subjects}
     told = [name for name in asked[bench.model.name] if all(name in found for found in asked.values())]
     shared = [name for name in told if not name.startswith(TEMPLATE)]
@@ -88,8 +89,11 @@ def run(bench: Bench) -> Findings:
     own = {name: float(asked[bench.model.name][name].mean()) for name in shared}
     least = min(own, key=lambda name: own[name])
     spread = next(f.value for f in figures if f.metric == "template_spread")
-    line = f"spread over {len(shared)} ways of asking {spread:.2f} standard deviations ({least}: {quality} {own[least]:.2f})"
-    return Findings(figures, {"ways_of_asking": len(shared), "worst_way_of_asking": least, "quality": quality}, [], line)
+    which = f" the first {ROWS} of {len(requests)} requests" if len(requests) > ROWS else ""
+    line = f"spread over {len(shared)} ways of asking{which} {spread:.2f} standard deviations ({least}: {quality} {own[least]:.2f})"
+    notes = {"ways_of_asking": len(shared), "worst_way_of_asking": least, "quality": quality}
+    notes |= {"requests_asked_in_every_way": ROWS} if len(requests) > ROWS else {}
+    return Findings(figures, notes, [], line)
 
 
 def _over_variants(bench: Bench, values: np.ndarray, clusters: Sequence[Any]) -> Iterator[Figure]:

@@ -1,7 +1,7 @@
 """The row of an evaluation: one figure with its uncertainty and where it came from. Suites write rows; the gate and the report read them.
 
-`evaluation.json` holds {"suite", "model", "baseline", "n", ..., "rows": [row, ...]}; a row is the fields of `Figure`, numbers that are not
-finite as null.
+`evaluation.json` holds {"suite", "model", "baseline", "n", ..., "rows": [row, ...]}; a row is the fields of `Figure`. Numbers that are not
+finite are null.
 """
 
 from __future__ import annotations
@@ -67,7 +67,17 @@ def figure(metric: str, interval: Interval, *, model: str, **more: Any) -> Figur
 
 def to_json(row: Figure) -> dict[str, Any]:
     """A row as plain JSON values."""
-    return {name: _plain(value) for name, value in asdict(row).items()}
+    return {name: as_json(value) for name, value in asdict(row).items()}
+
+
+def as_json(value: Any) -> Any:
+    """A value as strict JSON can hold it: numbers that are not finite as null, those of numpy as plain ones."""
+    if isinstance(value, Mapping):
+        return {name: as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def from_json(found: Mapping[str, Any], where: str = "") -> Figure:
@@ -105,8 +115,3 @@ _ABSENT: Mapping[str, Any] = {"metric": None, "model": None, "value": math.nan, 
 _NAMED: Mapping[str, Any] = {"float": (int, float), "int": int, "str": str}
 _TYPES: Mapping[str, Any] = {f.name: _NAMED[str(f.type)] for f in fields(Figure)}
 _FIX = "let an evaluate stage or `prefopt evaluate` write it again"
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

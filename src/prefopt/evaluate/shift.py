@@ -8,6 +8,8 @@
 The first estimates KL(model || baseline) only where answers are drawn from the model as it is, at temperature 1 with nothing cut and
 no constraint; otherwise it is told as `log_ratio`.
 
+Rows of one prompt share its answers, which count once in the last two.
+
 Where the data hold preferences, also the mean log-probability of the chosen and of the rejected answers, whose joint fall is the
 likelihood displacement of preference optimization (Razin et al. 2024, arXiv 2410.08847).
 """
@@ -16,16 +18,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy import stats
 
-from prefopt.evaluate.bench import Answers, Bench, Findings, sample_row, slice_of
+from prefopt.evaluate.bench import Answers, Bench, Findings, identity, sample_row, slice_of
 from prefopt.evaluate.pairs import chosen_and_rejected
 from prefopt.evaluate.rows import Figure
 from prefopt.evaluate.table import kept, slices
 from prefopt.stats import Interval, bootstrap, clustered_mean
+from prefopt.stats.intervals import cluster_codes, one_cluster
+from prefopt.stats.resample import jackknife_error
 from prefopt.types import Branch, TokenTree
 
 Words = Sequence[Sequence[str]]
@@ -44,7 +48,7 @@ def run(bench: Bench) -> Findings:
     """Answer every request and measure the answers."""
     rows = bench.requests()
     answers = [bench.answers(who, rows) for who in bench.subjects]
-    figures = [*distance(bench, answers[0]), *_entropy(bench, answers), *_writing(bench, answers), *_likelihood(bench)]
+    figures = [*distance(bench, answers[0]), *_entropy(bench, answers), *_writing(bench, answers), *_variety(bench), *_likelihood(bench)]
     moved = next((f for f in figures if f.metric in DISTANCES), None)
     samples = [sample_row(i, row, answers) for i, row in enumerate(answers[0].rows)]
     return Findings(figures, {}, samples, f"{DISTANCES[moved.metric]} {moved.value:.2f} nats" if moved else "")
@@ -101,7 +105,7 @@ def _likelihood(bench: Bench) -> list[Figure]:
 
 
 def _writing(bench: Bench, answers: Sequence[Answers]) -> list[Figure]:
-    """Length, form and variety."""
+    """Length and form."""
     clusters, parts = answers[0].clusters, slices([slice_of(row) for row in answers[0].rows])
     words = [[text.split() for text in own.texts] for own in answers]
     lengths = [np.array([float(len(said)) for said in own]) for own in words]
@@ -109,13 +113,20 @@ def _writing(bench: Bench, answers: Sequence[Answers]) -> list[Figure]:
     empty = [np.array([float(not said) for said in own]) for own in words]
     figures = bench.compare("length_words", lengths, clusters, parts)
     figures += bench.compare("finished", ended, clusters, parts[:1], share=True)
-    figures += bench.compare("empty", empty, clusters, parts[:1], share=True)
-    for n in (1, 2):
-        figures += [bench.figure(f"distinct_{n}", distinct(said, n), who=own.who) for own, said in zip(answers, words, strict=True)]
-    return figures + bench.compare("self_bleu", [self_bleu(said) for said in words], clusters, parts[:1])
+    return figures + bench.compare("empty", empty, clusters, parts[:1], share=True)
 
 
 # --- variety ----------------------------------------------------------------------------------------------------------
+
+
+def _variety(bench: Bench) -> list[Figure]:
+    """How much the answers differ, those to one prompt once."""
+    rows = list({identity(row): row for row in bench.requests()}.values())
+    answers = [bench.answers(who, rows) for who in bench.subjects]
+    words, clusters = [[text.split() for text in own.texts] for own in answers], answers[0].clusters
+    told = [(f"distinct_{n}", own.who, distinct(said, n, clusters)) for n in (1, 2) for own, said in zip(answers, words, strict=True)]
+    figures = [bench.figure(metric, interval, who=who) for metric, who, interval in told]
+    return figures + bench.compare("self_bleu", [self_bleu(said) for said in words], clusters, slices(["all"] * len(clusters)))
 
 
 def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -123,24 +134,30 @@ def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[k:] for k in range(n)), strict=False))
 
 
-def distinct(answers: Words, n: int) -> Interval:
+def distinct(answers: Words, n: int, clusters: Sequence[Hashable] | None = None) -> Interval:
     """Different n-grams of all answers as a share of all their n-grams.
 
-    The standard error is the jackknife's over answers (Efron and Stein 1981): a bootstrap repeats answers, which lowers the share.
+    The standard error is the jackknife's (Efron and Stein 1981) over answers, or over clusters of them, such as those to one prompt:
+    a bootstrap repeats answers, which lowers the share.
 
     >>> distinct([["a", "b"], ["a", "c"]], 1).value
     0.75
     """
-    counts = [ngrams(words, n) for words in answers]
+    codes = cluster_codes(clusters, len(answers)).tolist()
+    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(max(codes) + 1)]
+    for code, words in zip(codes, answers, strict=True):
+        counts[code].update(ngrams(words, n))
     total = sum(counts, Counter())
-    kinds, tokens, size = len(total), total.total(), len(answers)
+    kinds, tokens, size = len(total), total.total(), len(counts)
     value = kinds / tokens if tokens else 0.0
+    if size < 2:
+        return one_cluster(value, len(answers))
     own = np.array([sum(total[gram] == times for gram, times in count.items()) for count in counts])
     left = tokens - np.array([count.total() for count in counts])
-    without = (kinds - own) / np.maximum(left, 1)
-    error = math.sqrt((size - 1) / size * float(((without - without.mean()) ** 2).sum()))
-    reach = float(stats.t.ppf(0.975, size - 1)) * error if size > 1 else math.inf
-    return Interval(value, value - reach, value + reach, size, "jackknife t", 0.95, error, max(1, size - 1))
+    error = jackknife_error((kinds - own) / np.maximum(left, 1))
+    reach = float(stats.t.ppf(0.975, size - 1)) * error
+    method = "jackknife t" if size == len(answers) else "clustered jackknife t"
+    return Interval(value, value - reach, value + reach, len(answers), method, 0.95, error, size - 1)
 
 
 def self_bleu(answers: Words) -> np.ndarray:

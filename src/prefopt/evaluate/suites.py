@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def run(names: str | Sequence[str], bench: Bench) -> str:
     found = {name: SUITES[name].run(bench) for name in names}
     figures = _once(f for findings in found.values() for f in findings.figures)
     notes |= {name: value for findings in found.values() for name, value in findings.notes.items()}
-    samples = _merged([row for findings in found.values() for row in findings.samples])
+    samples = _merged([findings.samples for findings in found.values()])
     told: dict[str, Any] = {
         "suite": ", ".join(asked),
         "model": bench.model.name,
@@ -147,10 +148,14 @@ def _once(figures: Any) -> list[Figure]:
     return list(found.values())
 
 
-def _merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What several suites say of the same answers, in one row."""
+def _merged(suites: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What several suites say of the same answers, in one row; equal answers to one request are told apart by their order."""
     found: dict[Any, dict[str, Any]] = {}
-    for row in rows:
-        key = (row["where"], row["prompt"], *sorted(row["answers"].items()))
-        found[key] = {**row, **found.get(key, {})}
+    for rows in suites:
+        times: Counter[Any] = Counter()
+        for row in rows:
+            answers = (row["where"], row["prompt"], *sorted(row["answers"].items()))
+            key = (*answers, times[answers])
+            times[answers] += 1
+            found[key] = {**row, **found.get(key, {})}
     return list(found.values())

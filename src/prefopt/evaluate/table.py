@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from prefopt.evaluate.rows import Figure, figure, to_json
+from prefopt.evaluate.rows import Figure, as_json, figure, to_json
 
 Item = TypeVar("Item")
 
@@ -20,12 +20,12 @@ __all__ = ["Figure", "figure", "kept", "name_of", "names_of", "slices", "write",
 def write(out: Path, *, suite: str, model: str, baseline: str | None, n: int, figures: Iterable[Figure], notes: Mapping[str, Any]) -> None:
     """Write evaluation.json."""
     found = {"suite": suite, "model": model, "baseline": baseline, "n": n, **notes, "rows": [to_json(f) for f in figures]}
-    (out / "evaluation.json").write_text(json.dumps(found, indent=1, default=_plain) + "\n")
+    (out / "evaluation.json").write_text(json.dumps(as_json(found), indent=1, allow_nan=False, default=str) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object a line."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json.dumps(as_json(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def slices(names: Sequence[str]) -> list[tuple[str, np.ndarray]]:
@@ -61,7 +61,3 @@ def names_of(paths: Sequence[str]) -> list[str]:
         folders = [Path(path).parent if Path(path).name == "model" else Path(path) for path in paths]
         names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
     return [name if name not in names[:i] else f"{name} ({i + 1})" for i, name in enumerate(names)]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)

@@ -15,7 +15,7 @@ from typing import Any
 import prefopt
 from prefopt.errors import DataError, OptionError, did_you_mean
 from prefopt.evaluate.gate import Evidence, Finding, Outcome, Placed, judge
-from prefopt.evaluate.guard import KEPT, PROXY, UNKNOWN
+from prefopt.evaluate.guard import ITEMS, KEPT, PROXY, UNKNOWN
 from prefopt.evaluate.rows import read as read_rows
 from prefopt.pipeline import record
 from prefopt.pipeline.check import check
@@ -109,7 +109,7 @@ def _evidence(file: Path) -> Evidence:
     model, baseline = found.get("model"), found.get("baseline")
     if not isinstance(model, str):
         raise DataError("does not say whose evaluation it is (model)", where=str(file), fix="evaluate again")
-    baseline, kept = baseline if isinstance(baseline, str) else "", int(found.get(KEPT) or 0)
+    baseline, kept = baseline if isinstance(baseline, str) else "", sum(int(found.get(name) or 0) for name in (KEPT, ITEMS))
     return Evidence(file.resolve().parent.name, model, baseline, rows, kept, tuple(_notes(file, found)))
 
 
@@ -233,13 +233,12 @@ def changed(verdict: Path, policy: Policy | None = None, *, weights: bool = Fals
 
 
 def verdicts(run: Path) -> list[Path]:
-    """The gate.json of a run's folder, else those of its gate stages.
+    """The gate.json of a run's folder and those of its gate stages.
 
     Raises:
         DataError: there is none.
     """
-    own = run / "gate.json"
-    found = [own] if own.is_file() else sorted(run.glob("*/gate.json"))
+    found = [place for place in (run / "gate.json", *sorted(run.glob("*/gate.json"))) if place.is_file()]
     if not found:
         raise DataError("holds no verdict of a gate (gate.json)", where=str(run), fix="run `prefopt gate RUN` first")
     return found

@@ -267,7 +267,8 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         Subject(path, name, partial(open_model, settings, path=path), record.digest_path(path))
         for path, name in zip(paths, names_of(paths), strict=True)
     ]
-    files = [data.path] if isinstance(data.path, str) else data.path
+    files = data.eval_path or data.path
+    files = [files] if isinstance(files, str) else files
     bench = Bench(
         subjects[0],
         subjects[1] if len(subjects) > 1 else None,

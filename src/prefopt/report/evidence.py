@@ -15,7 +15,7 @@ Format = Callable[[Any], str]
 
 
 class Figure(NamedTuple):
-    """One row of evaluation.json."""
+    """One row of evaluation.json; `data` is the hash of what it was measured on."""
 
     metric: str
     slice: str
@@ -26,6 +26,7 @@ class Figure(NamedTuple):
     n: int
     method: str
     difference_from: str = ""
+    data: str = ""
 
     @property
     def bounded(self) -> bool:
@@ -50,10 +51,24 @@ class Evidence:
         unit = self.stage.evaluation.get("unit")
         return str(unit) if unit in ("answer", "step") else "pair"
 
+    @property
+    def judge(self) -> str:
+        """Who judged, in words."""
+        return str(self.stage.evaluation.get("judge") or "")
+
+    @property
+    def trained_on(self) -> bool:
+        """Whether rows or items that trained the models were kept."""
+        return any(self.stage.evaluation.get(name) for name in ("rows_seen_in_training_kept", "task_items_seen_in_training"))
+
     def get(self, metric: str, slice: str = "all", *, model: str = "", less: str = "") -> Figure | None:
         """A figure of the model (or of another one); with `less` its difference from that model's."""
         wanted = (metric, slice, model or self.model, less)
         return next((f for f in self.figures if (f.metric, f.slice, f.model, f.difference_from) == wanted), None)
+
+    def before(self, metric: str, slice: str = "all") -> Figure | None:
+        """The baseline's figure."""
+        return self.get(metric, slice, model=self.baseline) if self.baseline else None
 
     def gain(self, metric: str, slice: str = "all") -> Figure | None:
         """The model's figure less the baseline's, item by item."""
@@ -85,8 +100,17 @@ def _figure(row: Any) -> Figure | None:
     low, high = (float(end) if isinstance(end := row.get(k), int | float) else math.nan for k in ("low", "high"))
     words = [str(row.get(k, "")) for k in ("metric", "slice", "model")]
     n = row.get("n")
-    made = (str(row.get("method", "")), str(row.get("difference_from") or ""))
+    made = [str(row.get(k) or "") for k in ("method", "difference_from", "data_sha256")]
     return Figure(words[0], words[1] or "all", words[2], float(row["value"]), low, high, n if isinstance(n, int) else 0, *made)
+
+
+def stands_on(evaluations: Sequence[Evidence]) -> str:
+    """What the figures of a run stand on, in words."""
+    if any(found.trained_on for found in evaluations):
+        return "Figures in part on rows that trained the models (seen=keep)"
+    if any(found.stage.evaluation.get("training_unknown") for found in evaluations):
+        return "Figures on rows of which it is not known whether they trained the models"
+    return "Figures on held-out data that no stage was trained on"
 
 
 # --- what is plotted --------------------------------------------------------------------------------------------------
@@ -160,7 +184,7 @@ _RIGHT = (
 
 def plots(found: Evidence) -> list[DotPlot]:
     """Every plot the evaluation has figures for."""
-    judge = str(found.stage.evaluation.get("judge") or "the gold reward")
+    judge = found.judge or "the gold reward"
     judge = judge if judge.startswith(("the ", "people")) else f"the {judge}"
     names = {"model": found.model, "baseline": found.baseline or "the baseline", "judge": judge}
     both = _pair(found)

@@ -7,16 +7,20 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
 from prefopt.errors import DataError
+from prefopt.settings import Verifier
 
 Json = Mapping[str, Any]
 
 _REFERENCE = re.compile(r"\$\{([^.}]+)\.([^}]+)\}")
-_MODELS = (("model", "path"), ("reference", "path"), ("reference",), ("baseline",))
+_MODELS = (
+    *(("model", "path"), ("reference", "path"), ("reference",), ("baseline",), ("members",)),
+    *(("critic", "path"), ("reward", "model"), ("judge", "path"), ("monitor", "evaluator")),
+)
 _DATA = (("data", "path"), ("data", "eval_path"))
 
 
@@ -145,7 +149,7 @@ def _links(settings: Json, key: tuple[str, ...], kind: str) -> Iterator[Link]:
     for part in key:
         value = value.get(part) if isinstance(value, dict) else None
     for path in value if isinstance(value, list) else [value]:
-        if isinstance(path, str):
+        if isinstance(path, str) and path not in get_args(Verifier):  # a monitor's evaluator may be one, which is no file
             match = _REFERENCE.fullmatch(path)
             yield Link(match[1], match[2], kind) if match else Link(path, "", kind)
 

@@ -12,6 +12,7 @@ from prefopt.report.words import number
 
 Changed = Callable[[Path], Sequence[str]]
 """What a gate.json rests on and has changed since, weights aside; a DataError where it does not tell."""
+_WORDS = {"PASS": "Every rule of the gate holds.", "FAIL": "A rule of the gate is broken."}
 TONES = {"PASS": "better", "FAIL": "worse"}
 
 
@@ -26,9 +27,10 @@ class Rule(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """A verdict; `stale` where what it rests on (weights aside) has changed since, `notes` what it says of its evaluations."""
+    """A verdict and what it comes to; `stale` where what it rests on (weights aside) has changed since, `notes` what it tells of that."""
 
     verdict: str
+    told: str
     tone: str
     rules: tuple[Rule, ...]
     stale: bool
@@ -42,7 +44,16 @@ def gate(run: Run, changed: Changed) -> Gate | None:
         return None
     told = next((found for name in ("rules", "findings") if (found := [r for r in items(run.gate.get(name)) if isinstance(r, dict)])), [])
     notes = tuple(str(note) for note in items(run.gate.get("notes")))
-    return Gate(verdict, TONES.get(verdict, "open"), tuple(_rule(found) for found in told), _stale(run, changed), notes)
+    rules = tuple(_rule(found) for found in told)
+    return Gate(verdict, _told(verdict, rules), TONES.get(verdict, "open"), rules, _stale(run, changed), notes)
+
+
+def _told(verdict: str, rules: Sequence[Rule]) -> str:
+    """What a verdict comes to, in words."""
+    missing = sum(rule.status == "NOT MEASURED" for rule in rules)
+    if verdict == "PASS" and missing:
+        return f"Every rule of the gate that was measured holds; not measured: {missing} of {len(rules)}."
+    return _WORDS.get(verdict, "The figures do not decide every rule of the gate.")
 
 
 def _rule(found: Json) -> Rule:

@@ -121,7 +121,7 @@ def _short(path: str) -> str:
 
 
 def _node(stage: Stage, y: float) -> Node:
-    role = "model" if stage.trains or stage.kind == "create" else "evidence" if stage.evaluation else "data"
+    role = "model" if stage.trains or stage.kind in ("create", "ensemble") else "evidence" if stage.evaluation else "data"
     did = " · ".join(part for part in (_did(stage), duration(stage.record.get("seconds"))) if part)
     state = "" if stage.done or not stage.record else "not finished"
     return Node(stage.name, stage.kind if stage.kind != stage.name else "", role, did, _reads(stage), y, state)

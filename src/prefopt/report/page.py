@@ -48,6 +48,7 @@ def render(run: Run, changed: Changed) -> str:
             verdict=verdict(run, evaluations),
             lineage=lineage.lineage(run),
             frontier=scatter.frontier(evaluations),
+            stands_on=evidence.stands_on(evaluations),
             evaluations=[_evaluation(found) for found in reversed(evaluations)],
             trained=[_trained(stage) for stage in run.stages if stage.trains],
             records=[_record(stage) for stage in run.stages if stage.record],

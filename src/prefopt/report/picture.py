@@ -38,12 +38,12 @@ def draw_frontier(run: str | Path, out: str | Path) -> Path:
     """Write the picture of reward against distance over the models of a run to `out` (SVG, light and dark) and return its path.
 
     Raises:
-        DataError: there is no run in the folder, or it has not two models evaluated against one baseline.
+        DataError: there is no run in the folder, or it has not two models evaluated against one baseline on the same data.
     """
     evaluations = [evidence.evidence(stage) for stage in read(Path(run)).stages if stage.evaluation]
     plot = scatter.frontier(evaluations)
     if plot is None:
-        what = "holds no two evaluations with KL and reward against one baseline"
+        what = "holds no two evaluations with KL and reward against one baseline on the same data"
         raise DataError(what, where=str(run), fix="run a sweep, as recipes/frontier.yaml does")
     return _write(environment().get_template("frontier.svg.j2").render(plot=plot), out)
 

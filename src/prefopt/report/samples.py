@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from prefopt.report.evidence import Evidence
 from prefopt.report.folder import Json, mapping
-from prefopt.report.words import fixed
+from prefopt.report.words import counted, fixed, number
 
 A_SLICE = 3
 """Answers shown of each slice in each group."""
@@ -46,12 +46,12 @@ class Group(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """The groups, and what they can be filtered by: slices, and who won (tone -> words)."""
+    """The groups, and what they can be filtered by: slices, and who won (tone -> words); `told` says how many rows they are picked from."""
 
     slices: tuple[str, ...]
     winners: Mapping[str, str]
     groups: tuple[Group, ...]
-    total: int
+    told: str
     kind: str
 
 
@@ -81,7 +81,18 @@ def gallery(found: Evidence, rows: Sequence[Json]) -> Gallery:
     groups = [Group(*words[k], show(order), k) for k, order in zip(("worse", "better", "plain"), (*picked, plain), strict=True)]
     outcomes = {"worse": bool(worse), "better": bool(better), "same": len(known) > len(worse) + len(better)}
     winners = _winners(found, outcomes, pairs=kind == "pairs")
-    return Gallery(slices, winners, tuple(group for group in groups if group.samples), len(rows), kind)
+    return Gallery(slices, winners, tuple(group for group in groups if group.samples), _counted(found, rows, kind), kind)
+
+
+def _counted(found: Evidence, rows: Sequence[Json], kind: str) -> str:
+    """Of how many rows the samples are picked: not every pair of the data need be written out."""
+    if kind == "pairs":
+        accuracy = found.get("accuracy")
+        there = counted(max(len(rows), accuracy.n if accuracy else 0), "pair")
+        return f"The first {number(len(rows), 9)} of {there}." if accuracy and accuracy.n > len(rows) else f"{there} in all."
+    requests = len({str(row.get("prompt", "")) for row in rows})
+    told, each = counted(requests, "request"), " of each model" if any(len(row["answers"]) > 1 for row in rows) else ""
+    return f"{told} in all." if requests == len(rows) else f"{counted(len(rows), 'answer')}{each} to {told}."
 
 
 def _winners(found: Evidence, outcomes: Mapping[str, bool], *, pairs: bool) -> dict[str, str]:

@@ -130,8 +130,9 @@ def _curve(course: Course, places: Sequence[tuple[float, float]], label: float) 
 
 
 _FRONTIER = (
-    "Each dot is a model of this run, compared with {baseline}: how far it moved, and how good its answers are. Up is better, right is "
-    "farther from {baseline}; of two models that are equally good the one to the left gave up less. Bars are 95% intervals."
+    "Each dot is a model of this run, compared with {baseline} on the same data: how far it moved, and how good its answers are. Up is "
+    "better, right is farther from {baseline}; of two models that are equally good the one to the left gave up less. Bars are 95% "
+    "intervals."
 )
 _CALIBRATION = (
     "Of the pairs in which the model gave the preferred answer a chance of so much, how often it was the preferred one. On the line the "
@@ -149,14 +150,20 @@ _CHANCES = (
 
 
 def frontier(evaluations: Sequence[Evidence]) -> Scatter | None:
-    """Reward against KL of all models compared with one baseline; None with fewer than two."""
+    """Reward against KL of the models compared with one baseline on the same data, by one judge; None with fewer than two.
+
+    Where there are several such comparisons, that of the most models.
+    """
     for metric in ("gold", "reward", "win_rate"):
         found = [
             (e, kl, reward) for e in evaluations if (kl := e.get("kl")) and (reward := e.get(metric)) and kl.bounded and reward.bounded
         ]
-        baselines = {e.baseline for e, _, _ in found}
-        if len(found) > 1 and len(baselines) == 1:
-            return _frontier(metric, sorted(found, key=lambda each: each[1].value), baselines.pop())
+        alike: dict[tuple[str, ...], list[tuple[Evidence, Figure, Figure]]] = {}
+        for e, kl, reward in found:
+            alike.setdefault((e.baseline, reward.data, "" if metric == "gold" else e.judge), []).append((e, kl, reward))
+        most = max(alike.values(), key=len, default=[])
+        if len(most) > 1:
+            return _frontier(metric, sorted(most, key=lambda each: each[1].value), most[0][0].baseline)
     return None
 
 
@@ -165,7 +172,7 @@ def _frontier(metric: str, found: Sequence[tuple[Evidence, Figure, Figure]], bas
     points = [
         Point(_ends(kl), _ends(reward), e.model, f"{e.model}: {write(reward.value)} at {fixed(kl.value)} nats") for e, kl, reward in found
     ]
-    start = found[0][0].get(metric, model=baseline)
+    start = found[0][0].before(metric)
     if start and start.bounded:
         points.insert(0, Point((0.0, 0.0, 0.0), _ends(start), baseline, f"{baseline}: {write(start.value)}"))
     told = (mapping(e.stage.evaluation.get("frontier")) for e, _, _ in found)

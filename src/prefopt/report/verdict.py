@@ -34,7 +34,8 @@ def verdict(run: Run, evaluations: Sequence[Evidence]) -> Verdict:
     told = [found for found in reversed(evaluations) if found.figures]
     if not told:
         return _unevaluated(run)
-    first = next((found for found in told if found.gain("gold")), told[0])
+    compared = [found for found in told if found.gain("gold")] or [found for found in told if found.get("win_rate")]
+    first = (compared or told)[0]
     others = tuple(f"{found.stage.name}: " + _of(found).headline.replace("\n", " ") for found in told if found is not first)
     main = _of(first)
     return main._replace(also=main.also + others)
@@ -87,7 +88,7 @@ def _direction(f: Figure | None, level: float) -> str:
 
 
 def _by_how_much(found: Evidence, gain: Figure | None, direction: str) -> str:
-    before, after = found.get("gold", model=found.baseline), found.get("gold")
+    before, after = found.before("gold"), found.get("gold")
     if before is None or after is None:
         return ""
     if direction == "open" or gain is None:
@@ -100,13 +101,17 @@ def _support(found: Evidence, gain: Figure | None, rate: Figure | None) -> str:
     parts = []
     if gain:
         sure = f"the mean change is {fixed(gain.value)} ({_interval(gain, fixed)})"
-        parts.append(f"Measured on {counted(gain.n, 'answer')} to held-out requests, {sure}.")
+        parts.append(f"Measured on {counted(gain.n, 'answer')} to {_heldout(found)}requests, {sure}.")
     if rate:
         parts.append(f"{found.model} wins {percent(rate.value)} of the comparisons ({_interval(rate, percent)}; ties count one half).")
     controlled = found.get("length_controlled_win_rate")
     if controlled:
         parts.append(f"Were its answers as long as those of {found.baseline}, it would win {percent(controlled.value)}.")
     return " ".join(parts)
+
+
+def _heldout(found: Evidence) -> str:
+    return "" if found.trained_on else "held-out "
 
 
 def _tiles(found: Evidence) -> tuple[Tile, ...]:
@@ -121,7 +126,7 @@ def _tiles(found: Evidence) -> tuple[Tile, ...]:
     )
     tiles = []
     for label, metric, part, write in wanted:
-        f, before = found.get(metric, part), found.get(metric, part, model=found.baseline)
+        f, before = found.get(metric, part), found.before(metric, part)
         if f:
             note = f"{write(f.low)} to {write(f.high)}" if f.bounded else "no interval"
             tiles.append(Tile(label, write(f.value), write(before.value) if before else "", note))
@@ -145,7 +150,7 @@ def _also(found: Evidence) -> tuple[str, ...]:
     """What else clearly changed (the two intervals do not touch), what got worse first."""
     changes = []
     for metric, part, good, words, write in _WATCHED:
-        after, before = found.get(metric, part), found.get(metric, part, model=found.baseline)
+        after, before = found.get(metric, part), found.before(metric, part)
         if after is None or before is None or not (after.low > before.high or after.high < before.low):
             continue
         rises = after.value > before.value
@@ -193,7 +198,7 @@ def _judging(found: Evidence) -> Verdict:
     beside = found.get("longer_is_chosen" if found.unit == "pair" else "commoner_label")
     tone = _direction(accuracy, 0.5 if found.unit == "pair" or beside is None else beside.value)
     words = _PREFERS if found.unit == "pair" else _CALLS
-    headline = f"{found.model} {words[tone]} {percent(accuracy.value)} of {counted(accuracy.n, f'held-out {found.unit}')}."
+    headline = f"{found.model} {words[tone]} {percent(accuracy.value)} of {counted(accuracy.n, f'{_heldout(found)}{found.unit}')}."
     rule = "Choosing the longer answer" if found.unit == "pair" else "Calling all of them by the commoner label"
     without = f" {rule} would be right in {percent(beside.value)} ({_interval(beside, percent)})." if beside else ""
     reads = found.stage.evaluation.get("reads")

@@ -105,11 +105,16 @@ def clustered_mean(values: Sequence[float] | Floats, clusters: Sequence[Hashable
     groups = int(codes.max()) + 1
     mean = float(x.mean())
     if groups < 2:
-        return Interval(mean, -math.inf, math.inf, len(x), "one cluster", confidence)
+        return one_cluster(mean, len(x), confidence)
     sums = np.bincount(codes, weights=x - mean)
     error = math.sqrt(groups / (groups - 1) * float((sums**2).sum())) / len(x)
     reach = float(stats.t.ppf((1 + confidence) / 2, groups - 1)) * error
     return Interval(mean, mean - reach, mean + reach, len(x), "clustered t" if clusters is not None else "t", confidence, error, groups - 1)
+
+
+def one_cluster(value: float, n: int, confidence: float = 0.95) -> Interval:
+    """An estimate from a single cluster, which tells nothing of how clusters differ: no ends and no standard error."""
+    return Interval(value, -math.inf, math.inf, n, "one cluster", confidence)
 
 
 def cluster_codes(clusters: Sequence[Hashable] | None, n: int) -> Ints:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from prefopt.stats.intervals import Floats, Interval, cluster_codes
+from prefopt.stats.intervals import Floats, Interval, cluster_codes, one_cluster
 
 Method = Literal["percentile", "bca", "jackknife"]
 Weighted = Callable[[Floats], Floats]
@@ -65,7 +65,7 @@ def resampled(
     confidence: float = 0.95,
     method: Method = "percentile",
 ) -> Interval:
-    """Bootstrap interval of a statistic of weighted observations.
+    """Bootstrap interval of a statistic of weighted observations; without ends where all are one cluster, whose resamples are all alike.
 
     Args:
         statistic: weights [R, n] -> [R]; resamples on which it is not defined are nan and left out, at most one in twenty.
@@ -80,14 +80,17 @@ def resampled(
         ValueError: no observations, clusters of another number, or a statistic that is undefined on the data or on too many resamples.
     """
     codes = cluster_codes(clusters, n)
-    value = float(statistic(np.ones((1, n)))[0])
+    value, groups = float(statistic(np.ones((1, n)))[0]), int(codes.max()) + 1
+    if not np.isfinite(value):
+        raise ValueError("the statistic is undefined on the data")
+    if groups < 2:
+        return one_cluster(value, n, confidence)
     found = np.concatenate([statistic(weights) for weights in resamples(codes, draws, rng)])
     defined = np.isfinite(found)
-    if not np.isfinite(value) or defined.mean() < 0.95:
-        raise ValueError(f"the statistic is undefined on {'the data' if not np.isfinite(value) else 'too many resamples'}")
+    if defined.mean() < 0.95:
+        raise ValueError("the statistic is undefined on too many resamples")
     left_out = None if method == "percentile" else np.concatenate([statistic(weights) for weights in leave_one_out(codes)])
     low, high = interval_of_draws(value, found[defined], left_out, confidence, method)
-    groups = int(codes.max()) + 1
     name = {"percentile": "bootstrap", "bca": "BCa bootstrap", "jackknife": "jackknife t"}[method]
     error = float(found[defined].std(ddof=1)) if left_out is None or method == "bca" else jackknife_error(left_out)
     return Interval(value, low, high, n, name if clusters is None else f"clustered {name}", confidence, error, groups - 1)
