@@ -21,6 +21,7 @@ from prefopt.rollout.constrain.regex import Regex
 from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.sampler import Sample, draw
 from prefopt.settings import RolloutSettings
+from prefopt.text.chat import Renderer
 from tests.chat_shapes import tokenizer
 
 PATTERNS = [
@@ -178,7 +179,8 @@ def sampler() -> LocalSampler:
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=len(made), max_position_embeddings=128, **shape))
     stop = made.convert_tokens_to_ids("<|im_end|>")
-    return LocalSampler(model.eval(), (stop,), lambda ids: made.decode(ids, skip_special_tokens=True), lambda: Vocabulary(made, len(made)))
+    decode = Renderer(made).decode
+    return LocalSampler(model.eval(), (stop,), decode, lambda: Vocabulary(made, len(made)))
 
 
 def ask(sampler: LocalSampler, **options: Any) -> list[Sample]:

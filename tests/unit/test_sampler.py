@@ -13,9 +13,11 @@ from scipy import stats
 from prefopt.errors import DataError
 from prefopt.rollout import decoding
 from prefopt.rollout.local import LocalSampler
-from prefopt.rollout.sampler import Sample, draw, inverse_cdf, nucleus
+from prefopt.rollout.sampler import Sample, draw, finish, inverse_cdf, nucleus
 from prefopt.settings import RolloutSettings
+from prefopt.text.chat import Renderer
 from prefopt.types import IntArray
+from tests.chat_shapes import tokenizer
 from tests.tiny import VOCAB, tiny_model
 
 STOP = 2
@@ -29,7 +31,7 @@ def prompts(count: int = 5, seed: int = 0) -> list[IntArray]:
 
 
 def sampler(model: Any, stops: tuple[int, ...] = (STOP,)) -> LocalSampler:
-    return LocalSampler(model, stops, lambda ids: " ".join(map(str, ids)))
+    return LocalSampler(model, stops, lambda ids, prompt: " ".join(map(str, ids)))
 
 
 def ask(model: Any, texts: list[IntArray], stops: tuple[int, ...] = (STOP,), **options: Any) -> list[list[Sample]]:
@@ -165,6 +167,16 @@ def test_room_is_checked_before_anything_is_sampled() -> None:
     with pytest.raises(DataError, match=r"prompt 1 has 120 tokens.*128"):
         ask(model, [np.full(120, 5, np.int32)])
     assert len(ask(model, [np.full(116, 5, np.int32)])[0][0].ids) == 12
+
+
+def test_the_text_of_an_answer_keeps_its_first_space() -> None:
+    """SentencePiece models take one away from a text that stands alone; a stop string that begins with it is cut."""
+    renderer = Renderer(tokenizer("mistral"))
+    prompt = renderer.prompt_ids("The capital is")
+    ids = renderer.prompt_ids("The capital is the old market")[len(prompt) :].tolist()
+    logps = [0.0] * len(ids)
+    texts = [finish(ids, logps, True, prompt, RolloutSettings(stop=stop), (), renderer.decode).text for stop in ("q", " old", " the")]
+    assert texts == [" the old market", " the", ""]
 
 
 # --- one draw

@@ -18,9 +18,9 @@ import torch
 from prefopt.errors import ModelError
 from prefopt.model.forward import base_of, evaluating
 from prefopt.model.room import free_memory
+from prefopt.rollout import decoding
 from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
-from prefopt.rollout.decoding import Decode, decoder
-from prefopt.rollout.sampler import Sample, check_prompts, draw, finish
+from prefopt.rollout.sampler import Decode, Sample, check_prompts, draw, finish
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
@@ -32,11 +32,11 @@ Job = tuple[int, int]
 
 @dataclass(frozen=True)
 class LocalSampler:
-    """Samples from `model`; any of `stop_ids` ends an answer, `decode` turns its ids into text."""
+    """Samples from `model`; any of `stop_ids` ends an answer, `decode` turns its ids, after those of its prompt, into text."""
 
     model: Any
     stop_ids: tuple[int, ...]
-    decode: Callable[[Sequence[int]], str]
+    decode: Decode
     vocabulary: Callable[[], Vocabulary] | None = None
     """The bytes of the tokens, for stop strings and constraints."""
 
@@ -55,14 +55,14 @@ class LocalSampler:
         if prompts:
             self._check_memory(max(map(len, prompts)) + settings.max_new_tokens, min(settings.batch_size, len(prompts) * settings.samples))
         found: dict[Job, Sample] = {}
-        decode: Decode | None = None
+        decode: decoding.Decode | None = None
         with torch.no_grad(), evaluating(self.model):
             for jobs in _batches(prompts, settings):
-                decode = decode or decoder(self.model, prompts)
+                decode = decode or decoding.decoder(self.model, prompts)
                 found.update(zip(jobs, self._complete(decode, prompts, jobs, settings), strict=True))
         return [[found[place, number] for number in range(settings.samples)] for place in range(len(prompts))]
 
-    def _complete(self, decode: Decode, prompts: Sequence[IntArray], jobs: list[Job], settings: RolloutSettings) -> list[Sample]:
+    def _complete(self, decode: decoding.Decode, prompts: Sequence[IntArray], jobs: list[Job], settings: RolloutSettings) -> list[Sample]:
         """One batch, decoded to its end."""
         device = next(base_of(self.model).parameters()).device
         room = settings.max_new_tokens
@@ -95,7 +95,10 @@ class LocalSampler:
         open_B = torch.zeros(len(jobs), dtype=torch.bool, device=device).index_fill_(0, rows[~ended], True)
         parts = (values.cpu().numpy() for values in (ids_BT, logps_BT, length_B, ~open_B))
         ways = (settings, self.stop_ids, self.decode)
-        return [finish(ids[:length].tolist(), logps[:length], bool(done), *ways) for ids, logps, length, done in zip(*parts, strict=True)]
+        return [
+            finish(ids[:length].tolist(), logps[:length], bool(done), prompts[place], *ways)
+            for (place, _), ids, logps, length, done in zip(jobs, *parts, strict=True)
+        ]
 
     def _check_memory(self, length: int, rows: int) -> None:
         """A batch's keys and values fit; a lower bound, as they are not all a batch needs."""
