@@ -290,6 +290,20 @@ def test_adapters_are_part_of_the_lean_path() -> None:
         assert same(bare, ask(base, prompts(), temperature=0))
 
 
+def test_an_adapter_on_the_embeddings_is_not_left_out() -> None:
+    """It is zero when a model is checked, at the start of a run, so the check cannot see it."""
+    from peft import LoraConfig, get_peft_model
+
+    base = get_peft_model(tiny_model(scale=2.0), LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])).get_base_model()
+    before = ask(base, prompts(), temperature=0)
+    with torch.no_grad():
+        base.model.embed_tokens.lora_embedding_A["default"].normal_()
+    after = ask(base, prompts(), temperature=0)
+    assert not same(before, after)
+    for prompt, (sample,) in zip(prompts(), after, strict=True):
+        assert model_logps(base, prompt, sample).argmax(-1).tolist() == sample.ids.tolist()
+
+
 def test_new_weights_are_seen() -> None:
     model = tiny_model()
     before = ask(model, prompts(), temperature=0)
