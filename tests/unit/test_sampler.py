@@ -237,8 +237,7 @@ def test_extreme_logits_draw_what_they_say() -> None:
 
 def paths(model: Any) -> str:
     """Which way of decoding a model gets."""
-    made = decoding.decoder(model, prompts())
-    return getattr(made, "func", decoding.Lean).__name__
+    return decoding.decoder(model, prompts()).way.__name__
 
 
 @pytest.mark.parametrize(
@@ -263,7 +262,7 @@ def test_the_lean_path_is_the_general_one(family: str, dtype: torch.dtype, sourc
             torch.nn.init.normal_(module.bias)
     new = torch.arange(8) + 10
     with torch.no_grad():
-        lean = decoding.decoder(model, texts)(texts, torch.tensor(source), 6)
+        lean = decoding.decoder(model, texts).start(texts, torch.tensor(source), 6)
         plain = decoding.Cached(model, texts, torch.tensor(source), 6)
         assert isinstance(lean, decoding.Lean)
         for rows in (range(8), [1, 2, 4, 5, 7], [0, 2], [0, 1], [1]):  # groups of equal and of unequal sizes
@@ -313,6 +312,30 @@ def test_new_weights_are_seen() -> None:
     assert not same(before, after)
     for prompt, (sample,) in zip(prompts(), after, strict=True):
         assert model_logps(model, prompt, sample).argmax(-1).tolist() == sample.ids.tolist()
+
+
+@pytest.mark.parametrize(("family", "way"), [("llama", "Lean"), ("mistral", "Cached"), ("gemma3_text", "Cached"), ("gpt2", "Cached")])
+@pytest.mark.parametrize("source", [[0] * 4 + [1] * 4, [0, 1]], ids=["shared prompts", "prompts of their own"])
+def test_the_memory_a_batch_is_said_to_need_is_what_it_keeps(family: str, way: str, source: list[int]) -> None:
+    model, texts, room = tiny_model(family), [np.full(20, 5, np.int32)] * 2, 6
+    decode = decoding.decoder(model, texts)
+    assert decode.way.__name__ == way
+    with torch.no_grad():
+        growing: Any = decode.start(texts, torch.tensor(source), room)
+        for _ in range(room):
+            growing.append(torch.tensor(source) + 7)
+    if way == "Lean":
+        kept = [(*store.shape[1:4:2],) for store in (*growing._own, *(growing._prompts or []))]
+    else:
+        kept = [(*layer.keys.shape[0:3:2],) for layer in growing._layers]
+    needed = decode.kept(model.config, 20, room, prompts=2, rows=len(source))
+    windows = sum(hasattr(layer, "sliding_window") for layer in getattr(growing, "_layers", []))  # they keep one less than they see
+    assert needed == sum(rows * length for rows, length in kept) + windows * len(source)
+
+
+def test_a_model_that_keeps_nothing_needs_no_memory_for_it() -> None:
+    model = tiny_model("mamba")
+    assert decoding.decoder(model, prompts()).kept(model.config, 20, 6, prompts=2, rows=8) == 0
 
 
 def test_a_lean_path_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
