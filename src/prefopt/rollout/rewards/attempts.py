@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from prefopt.rollout.rewards.protocol import Rolled, Verdict
 from prefopt.rollout.worker import WorkerError
@@ -21,19 +22,21 @@ def one_by_one(ask: Callable[[Sequence[Rolled]], list[Verdict]], rolled: Sequenc
         if len(rolled) == 1 and retries == 0:
             return [Verdict(None, note=str(error))]
     found: list[Verdict] = []
+    failed = 0  # the first ones, one after another
     for answer in rolled:
-        if len(found) >= GIVE_UP and all(verdict.value is None for verdict in found):
+        if failed == GIVE_UP:
             found.append(Verdict(None, note=f"not tried: the {GIVE_UP} before it failed, the last one with {found[GIVE_UP - 1].note}"))
-        else:
+            continue
+        try:
             found.append(_alone(ask, answer, retries))
+        except WorkerError as error:
+            failed += failed == len(found)
+            found.append(Verdict(None, note=f"{error} (tried {1 + retries} times)" if retries else str(error)))
     return found
 
 
 def _alone(ask: Callable[[Sequence[Rolled]], list[Verdict]], answer: Rolled, retries: int) -> Verdict:
-    told = ""
-    for _ in range(1 + retries):
-        try:
+    for _ in range(retries):
+        with suppress(WorkerError):
             return ask([answer])[0]
-        except WorkerError as error:
-            told = str(error)
-    return Verdict(None, note=f"{told} (tried {1 + retries} times)" if retries else told)
+    return ask([answer])[0]
