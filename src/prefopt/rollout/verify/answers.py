@@ -17,6 +17,8 @@ _INLINE = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+(?![\w.]*\d))?")
 _PLAIN = re.compile(r"([-+]?)\$?\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:\s?/\s?(\d+))?\s*(?:\\?%)?\.?")
 _UNIT = re.compile(r"\\(?:text|mathrm|mbox)\{([^}]*)\}(?:\^\{?[23]\}?)?|\\[%$!, ]")
+# bold, and tags around an answer
+_MARKUP = re.compile(r"\*\*|</?[A-Za-z]{2,}>")
 # a sentence that holds mathematics, or is one letter
 _MATHS = re.compile(r"[\d\\^_=+*/<>(\[{]|\A[A-Za-z]\W*\Z")
 # beside a number these make an expression of it
@@ -26,7 +28,7 @@ _OTHER = re.compile(r"\b(?!(?:and|or|to|plus|minus|times)\b)[A-Za-z]{2,}\s\$?\d[
 # several values: "x = 3, y = 5"
 _SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)\s*\w+\s*=[^=]*\Z")
 # a letter right after a number that is no unit
-_GLUED = re.compile(r"(?!(?:[kcm]?m|[km]?g|ml|l|oz|lbs?|ft|hrs?|h|mins?|s|mph|st|nd|rd|th)\b)\w")
+_GLUED = re.compile(r"(?!(?:[kcm]?m|[km]?g|ml|l|oz|lbs?|ft|hrs?|h|mins?|s|mph|st|nd|rd|th)\b)[A-Za-zα-ω_]")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
 
@@ -115,7 +117,7 @@ def _number_in(said: str) -> str | None:
     >>> _number_in("x = 18 dollars for 6 shirts"), _number_in("3, 5"), _number_in("3x + 2"), _number_in("helpful")
     ('18', '3, 5', '3x + 2', None)
     """
-    words = _UNIT.sub(r" \1 ", said)
+    words = _MARKUP.sub(" ", _UNIT.sub(r" \1 ", said)).strip(" *_`")
     if plain_number(said) is not None or "\\" in words or _SEVERAL.search(words):
         return said
     told = words.rpartition("=")[2]
