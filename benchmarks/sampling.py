@@ -37,7 +37,7 @@ def model_of(dtype: torch.dtype, kv_heads: int) -> Any:
 
 
 def ours(model: Any, prompts: list[Any], samples: int) -> Callable[[int], int]:
-    sampler = LocalSampler(model, (), lambda ids: "")
+    sampler = LocalSampler(model, (), lambda ids, prompt: "")
     most = len(prompts) * samples
 
     def run(seed: int) -> int:

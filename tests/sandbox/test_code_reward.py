@@ -14,13 +14,13 @@ from prefopt.errors import DataError
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.rollout.verify.code import CodeReward, code_of, row_tests
-from prefopt.types import Example
+from prefopt.types import Example, Message
 from tests.sandbox.test_sandbox import sandboxed
 
 SQUARE = {"test_list": ["assert square(3) == 9", "assert square(-2) == 4"]}
 
 
-def rolled(text: str, meta: dict[str, Any], prompt: str = "Q") -> Rolled:
+def rolled(text: str, meta: dict[str, Any], prompt: Any = "Q") -> Rolled:
     sample = Sample(ids=np.zeros(1, np.int32), logps=np.zeros(1, np.float32), text=text, finished=True)
     return Rolled(Example(prompt=prompt, meta=meta, where="t.jsonl:2"), sample)
 
@@ -86,6 +86,38 @@ def test_a_function_that_the_prompt_begins() -> None:
     assert [verdict.value for verdict in reward.judge(answers)] == [1.0, 1.0, 0.0]
 
 
+HELPED = (
+    'from typing import List\n\ndef double(x: int) -> int:\n    return 2 * x\n\n\ndef square(x: List[int]) -> int:\n    """Squares."""\n'
+)
+
+
+@sandboxed
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        HELPED,
+        f"Complete this:\n```python\n{HELPED}```",
+        (Message("system", "Be brief."), Message("user", f"Go on.\n```python\n{HELPED}```")),
+    ],
+    ids=["code", "fenced", "chat"],
+)
+def test_a_whole_function_has_what_the_prompt_holds_before_it(prompt: Any) -> None:
+    meta = {"test": "def check(f):\n    assert f([2]) == 4", "entry_point": "square"}
+    body = "def square(x: List[int]) -> int:\n    return double(x[0])\n"
+    answers = [
+        rolled(text, meta, prompt) for text in (body, f"from __future__ import annotations\n{body}", body.replace("double", "triple"))
+    ]
+    found = CodeReward(timeout=10.0, retries=0).judge(answers)
+    assert [verdict.value for verdict in found] == [1.0, 1.0, 0.0]
+    assert found[2].note == "test 1: NameError: name 'triple' is not defined"
+
+
+@sandboxed
+def test_what_a_row_imports_for_its_tests() -> None:
+    meta = {"test_imports": ["import math"], "test_setup_code": "goal = 9", "test_list": ["assert math.isclose(square(3), goal)"]}
+    assert [verdict.value for verdict in judge("def square(x): return x * x", meta=meta)] == [1.0]
+
+
 @sandboxed
 @pytest.mark.parametrize("most", [60, pytest.param(974, marks=pytest.mark.slow)])
 def test_mbpp_solutions_pass_and_broken_ones_fail(shared_data: Path, most: int) -> None:
@@ -105,4 +137,6 @@ def test_humaneval_solutions_pass_and_empty_ones_fail(shared_data: Path, most: i
     rows = lines(shared_data / "eval" / "humaneval.jsonl")[:most]
     reward = CodeReward(timeout=60.0, retries=0)
     assert {v.value for v in reward.judge([rolled(row["canonical_solution"], row, row["prompt"]) for row in rows])} == {1.0}
+    whole = [row["prompt"][row["prompt"].rfind("def " + row["entry_point"]) :] + row["canonical_solution"] for row in rows]
+    assert {v.value for v in reward.judge([rolled(text, row, row["prompt"]) for text, row in zip(whole, rows, strict=True)])} == {1.0}
     assert {v.value for v in reward.judge([rolled("    pass\n", row, row["prompt"]) for row in rows])} == {0.0}

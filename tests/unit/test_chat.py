@@ -169,6 +169,29 @@ def test_completions_share_the_prompt_and_keep_their_columns(name: str) -> None:
     assert all(b.scored.all() for b in tree.branches)
 
 
+@pytest.mark.parametrize("name", ["mistral", "gemma", "base"])
+@pytest.mark.parametrize(
+    ("prompt", "rest"),
+    [
+        ("The capital of the town is", " the old market"),
+        ("def f(x):\n", "    return x\n"),
+        ("The", "  town"),
+        ("12", "42"),
+        ("", "the town"),
+    ],
+)
+def test_the_text_of_tokens_is_what_follows_the_prompt(name: str, prompt: str, rest: str) -> None:
+    renderer = Renderer(tokenizer(name))
+    tree = renderer.tree(Example(prompt=prompt, completions=(Completion(content=rest, ended=False),)))
+    assert renderer.decode(tree.branches[0].ids, tree.prompt) == rest
+
+
+@pytest.mark.parametrize("name", ["chatml", "mistral"])  # the others trim answers
+def test_an_answer_keeps_the_spaces_it_begins_with(name: str) -> None:
+    tree = RENDERERS[name].tree(row((Message("user", "Hi"), Message("assistant", "  two spaces")), 1))
+    assert RENDERERS[name].answer(tree.branches[0].ids, tree.prompt) == "  two spaces"
+
+
 def test_tokens_never_span_the_border_of_prompt_and_answer() -> None:
     renderer = RENDERERS["chatml"]
     for content in ("\n\nHello", "  Hello", "assistant"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from itertools import product
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prefopt.errors import DataError, ModelError, OptionError
@@ -21,6 +23,7 @@ from prefopt.rollout.constrain.regex import Regex
 from prefopt.rollout.local import LocalSampler
 from prefopt.rollout.sampler import Sample, draw
 from prefopt.settings import RolloutSettings
+from prefopt.text.chat import Renderer
 from tests.chat_shapes import tokenizer
 
 PATTERNS = [
@@ -151,6 +154,14 @@ def test_a_search_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatc
     assert not accepts(machine, "a" * 500)
 
 
+@pytest.mark.parametrize("options", [{"regex": "a+"}, {"required": ["a"]}])
+def test_a_stop_string_could_end_an_answer_too_early(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(OptionError, match=rf"rollout\.stop: .*before it meets rollout\.{name}"):
+        constraint(RolloutSettings(stop="x", **options))
+    assert constraint(RolloutSettings(stop="x", banned="y")) is not None
+
+
 @pytest.mark.parametrize("options", [{"banned": ""}, {"required": ["a", ""]}, {"required": "bad", "banned": "a"}])
 def test_strings_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError):
@@ -178,7 +189,8 @@ def sampler() -> LocalSampler:
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=len(made), max_position_embeddings=128, **shape))
     stop = made.convert_tokens_to_ids("<|im_end|>")
-    return LocalSampler(model.eval(), (stop,), lambda ids: made.decode(ids, skip_special_tokens=True), lambda: Vocabulary(made, len(made)))
+    decode = Renderer(made).decode
+    return LocalSampler(model.eval(), (stop,), decode, lambda: Vocabulary(made, len(made)))
 
 
 def ask(sampler: LocalSampler, **options: Any) -> list[Sample]:
@@ -224,6 +236,22 @@ def test_answers_meet_several_constraints_at_once(sampler: LocalSampler) -> None
     assert {sample.text for sample in ask(sampler, regex="(ab|cd|é日)", banned=["b", "日"])} == {"cd"}
 
 
+@pytest.mark.parametrize("options", [{"required": "42", "max_new_tokens": 40}, {"regex": "[0-9]{3}"}, {"banned": "end"}])
+def test_a_stop_token_that_is_text_too_ends_an_answer_where_it_may_end(sampler: LocalSampler, options: dict[str, Any]) -> None:
+    """Some tokenizers add theirs without calling it special."""
+    made = copy.deepcopy(tokenizer("chatml"))
+    made.add_tokens([AddedToken("<|end|>", special=False)])
+    stop = made.convert_tokens_to_ids("<|end|>")
+    model = copy.deepcopy(sampler.model)
+    model.resize_token_embeddings(len(made))
+    found = ask(LocalSampler(model, (stop,), Renderer(made).decode, lambda: Vocabulary(made, len(made))), samples=64, **options)
+    ended = [sample.text for sample in found if sample.finished]
+    if "required" not in options:
+        assert ended
+    assert all("42" in text for text in ended if "required" in options)
+    assert all(re.fullmatch("[0-9]{3}", text) for text in ended if "regex" in options)
+
+
 def test_stop_strings_end_an_answer_and_are_cut(sampler: LocalSampler) -> None:
     free = ask(sampler, samples=32)
     stopped = ask(sampler, samples=32, stop=["e", "town"])
@@ -236,7 +264,7 @@ def test_stop_strings_end_an_answer_and_are_cut(sampler: LocalSampler) -> None:
 
 
 def test_constraints_do_not_depend_on_the_batch(sampler: LocalSampler) -> None:
-    options = {"regex": "[a-z]{1,20}", "stop": "q"}
+    options = {"regex": "[a-z]{1,20}", "banned": "q"}
     together, alone = ask(sampler, **options), ask(sampler, batch_size=1, **options)
     assert [sample.ids.tolist() for sample in together] == [sample.ids.tolist() for sample in alone]
 

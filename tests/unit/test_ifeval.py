@@ -28,9 +28,11 @@ LANGUAGES = {
     "it": "Questo è il vecchio palazzo della città, che non è molto grande ma è bello.",
     "kn": "ಇದು ನಗರದಲ್ಲಿರುವ ಹಳೆಯ ಮನೆ.",
     "ko": "이것은 도시에 있는 오래된 집입니다.",
+    "ml": "ഇത് നഗരത്തിലെ ഒരു പഴയ വീടാണ്.",
     "mr": "हे एक जुने घर आहे आणि ते शहराच्या मध्ये आहे पण मोठे नाही.",
     "ne": "यो एक पुरानो घर हो र यो सहर मा छ तर ठूलो छैन।",
     "pa": "ਇਹ ਸ਼ਹਿਰ ਵਿੱਚ ਇੱਕ ਪੁਰਾਣਾ ਘਰ ਹੈ।",
+    "pl": "To jest stary dom w mieście, który nie jest bardzo duży, ale my go lubimy.",
     "pt": "Esta é uma casa que não é muito grande, mas você gosta da cidade e dos jardins.",
     "ru": "Это старый дом, который был в городе, и он не очень большой, но мы его любим.",
     "sw": "Hii ni nyumba ya zamani katika mji na watu wa mji kwa sana wanaipenda.",
@@ -135,7 +137,19 @@ def test_every_published_instruction_is_told_apart(shared_data: Path) -> None:
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_languages(code: str) -> None:
     assert language(LANGUAGES[code]) == code
-    assert code in _WORDS or code in ("bn", "gu", "kn", "ko", "pa", "ta", "te", "th")
+    assert code in _WORDS or code in ("bn", "gu", "kn", "ko", "ml", "pa", "ta", "te", "th")
+
+
+def test_a_language_may_name_its_country() -> None:
+    chinese, brazilian = row("language:response_language", {"language": "zh-cn"}), row("language:response_language", {"language": "pt-BR"})
+    assert (followed(chinese, "这是城里的一座老房子。"), followed(brazilian, LANGUAGES["pt"])) == ([True], [True])
+    assert (followed(chinese, LANGUAGES["pt"]), followed(brazilian, LANGUAGES["it"])) == ([False], [False])
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', '```json {"a": 1}```', '```json\n{"a": 1}', '```JSON\n{"a": 1}\n```\n', '```\n{"a": 1}\n```'])
+def test_json_in_fences(text: str) -> None:
+    assert followed(row("detectable_format:json_format", {}), text) == [True]
+    assert followed(row("detectable_format:json_format", {}), "So: " + text) == [False]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +189,10 @@ def test_the_loose_form_forgives_a_line_around_the_answer() -> None:
         ({}, "no instructions"),
         ({"instruction_id_list": ["punctuation:no_coma"], "kwargs": [{}]}, "unknown instruction.*\n.*'punctuation:no_comma'"),
         ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": []}, "lists of one length"),
+        (
+            {"instruction_id_list": ["language:response_language"], "kwargs": [{"language": "id"}]},
+            "language 'id' is not told.*: ar, .*, zh",
+        ),
         ({"instruction_id_list": ["startend:end_checker"], "kwargs": [{"end_phrase": 5}]}, "arguments of startend:end_checker do not fit"),
         ({"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"num_words": 5, "relation": "about"}]}, "about"),
     ],

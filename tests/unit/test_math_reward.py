@@ -41,6 +41,9 @@ def values(pairs: list[tuple[str, str]], **how: Any) -> list[float | None]:
         ("Half of it, 1/2, is left", True, "1/2"),
         ("Therefore $x = 3$ and $y = \\sqrt{2}$.", False, "y = \\sqrt{2}"),
         ("The answer is $\\sqrt{2}$.", False, "\\sqrt{2}"),
+        ("The answer is $\\frac{\\pi}{2}$. I hope this answer is helpful!", False, "\\frac{\\pi}{2}"),
+        ("The answer is even. No: the answer is odd.", False, "odd"),
+        ("As a result, there are 24 - 6 = 18 left. Then 10 come, which makes 28.", True, "28"),
         ("nothing to see", True, None),
         ("\\boxed{open", False, None),
         ("", True, None),
@@ -70,6 +73,54 @@ def test_what_is_no_plain_number(text: str) -> None:
     assert plain_number(text) is None
 
 
+AMONG_WORDS = [
+    "18 dollars",
+    "$18",
+    "18.",
+    "x = 18",
+    "18%",
+    "6 * 3 = 18 apples",
+    "18 for 6 shirts",
+    "18/hour",
+    "18kg",
+    "18\\text{ m}^2",
+    "18!",
+    "**18**",
+    "**18 apples**.",
+    "_18_",
+    "18</answer>",
+    "18个",
+]
+EXPRESSIONS = [
+    "3, 5",
+    "(3, 7)",
+    "3x + 2",
+    "3x",
+    "3^{4}",
+    "3*4",
+    "3!",
+    "3 1/2",
+    "3 or 5",
+    "3\\text{ or }5",
+    "3 - x",
+    "x > 3",
+    "y = 5, x = 3",
+]
+
+
+@pytest.mark.parametrize("said", AMONG_WORDS)
+def test_a_number_among_words_is_found(said: str) -> None:
+    number = final_answer(f"The answer is {said}", number=True)
+    assert number is not None
+    assert plain_number(number) == 18
+
+
+def test_an_expression_is_not_the_first_number_in_it() -> None:
+    boxes = [f"\\boxed{{{said}}}" for said in EXPRESSIONS]
+    assert [final_answer(box, number=True) for box in boxes] == EXPRESSIONS
+    assert values([("3", box) for box in boxes]) == [0.0] * len(boxes)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs the extra math")
 def test_expressions_are_compared_by_their_value() -> None:
     pairs = [
@@ -78,8 +129,11 @@ def test_expressions_are_compared_by_their_value() -> None:
         ("\\sqrt{8}", "the answer is $2\\sqrt{2}$."),
         ("\\sqrt{8}", "the answer is $2\\sqrt{3}$."),
         ("18", "\\boxed{\\sqrt{324}}"),
+        ("18", "The answer is $\\sqrt{324}$. I hope this answer is helpful!"),
+        ("1000000", "\\boxed{10^6}"),
+        ("20", "\\boxed{5*4}"),
     ]
-    assert values(pairs) == [1.0, 1.0, 1.0, 0.0, 1.0]
+    assert values(pairs) == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +253,50 @@ def test_a_function_that_always_fails_is_not_asked_for_ever(function: Callable[.
     assert "not tried" in verdicts[-1].note
     assert "ValueError: no" in verdicts[-1].note
     assert len(log.read_text()) == 5
+
+
+def test_answers_that_a_function_does_not_judge_are_no_failures(function: Callable[..., FunctionReward]) -> None:
+    reward = function("def f(completions):\n    return [None if c == 'skip' else 1 / len(c) for c in completions]\n", retries=0)
+    verdicts = reward.judge([*[rolled("skip")] * 6, rolled(""), rolled("ab")])
+    assert [v.value for v in verdicts] == [None] * 7 + [0.5]
+    assert verdicts[6].note.startswith("ZeroDivisionError")
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_prompt_that_a_function_cannot_judge_costs_its_own_answers(at: int, function: Callable[..., FunctionReward]) -> None:
+    """However many answers it has, and wherever they stand."""
+    reward = function("def f(completions):\n    return [1 / len(c) for c in completions]\n", retries=0)
+    prompts = [Example(prompt=str(i), where=f"p.jsonl:{i}") for i in range(4)]
+    asked = [Rolled(prompt, rolled("" if i == at else "a").sample) for i, prompt in enumerate(prompts) for _ in range(8)]
+    assert [v.value for v in reward.judge(asked)] == [None if i == at else 1.0 for i in range(4) for _ in range(8)]
+
+
+@pytest.mark.parametrize("name", ["math", "json", "mine"])
+def test_a_file_may_be_called_as_a_module_of_the_library(name: str, tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("VALUE = 3.0\n")
+    (tmp_path / f"{name}.py").write_text(
+        "import json, math\nfrom beside import VALUE\ndef f(completions):\n    return [math.sqrt(VALUE**2)]\n"
+    )
+    assert [v.value for v in FunctionReward(f"{tmp_path}/{name}.py:f", timeout=20.0, retries=0).judge([rolled()])] == [3.0]
+
+
+def test_a_process_that_ends_takes_its_children_with_it(function: Callable[..., FunctionReward], tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    body = "import os, subprocess\ndef f(completions):\n    started = subprocess.Popen(['sleep', '60'])\n"
+    reward = function(f"{body}    open({str(child)!r}, 'w').write(str(started.pid))\n    os._exit(3)\n", retries=0)
+    assert reward.judge([rolled()])[0].note == "the process ended with exit code 3"
+    until = time.monotonic() + 10
+    while _runs(int(child.read_text())) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(int(child.read_text()))
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and not only waiting to be told of."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ from scipy import stats
 from prefopt.errors import DataError, OptionError
 from prefopt.rollout import decoding
 from prefopt.rollout.local import LocalSampler
-from prefopt.rollout.sampler import Sample, draw, inverse_cdf, nucleus
+from prefopt.rollout.sampler import Sample, draw, finish, inverse_cdf, nucleus
 from prefopt.settings import RolloutSettings
+from prefopt.text.chat import Renderer
 from prefopt.types import IntArray
+from tests.chat_shapes import tokenizer
 from tests.tiny import VOCAB, tiny_model
 from tests.worlds import language_model
 
@@ -30,7 +32,7 @@ def prompts(count: int = 5, seed: int = 0) -> list[IntArray]:
 
 
 def sampler(model: Any, stops: tuple[int, ...] = (STOP,)) -> LocalSampler:
-    return LocalSampler(model, stops, lambda ids: " ".join(map(str, ids)))
+    return LocalSampler(model, stops, lambda ids, prompt: " ".join(map(str, ids)))
 
 
 def ask(model: Any, texts: list[IntArray], stops: tuple[int, ...] = (STOP,), **options: Any) -> list[list[Sample]]:
@@ -168,6 +170,16 @@ def test_room_is_checked_before_anything_is_sampled() -> None:
     assert len(ask(model, [np.full(116, 5, np.int32)])[0][0].ids) == 12
 
 
+def test_the_text_of_an_answer_keeps_its_first_space() -> None:
+    """SentencePiece models take one away from a text that stands alone; a stop string that begins with it is cut."""
+    renderer = Renderer(tokenizer("mistral"))
+    prompt = renderer.prompt_ids("The capital is")
+    ids = renderer.prompt_ids("The capital is the old market")[len(prompt) :].tolist()
+    logps = [0.0] * len(ids)
+    texts = [finish(ids, logps, True, prompt, RolloutSettings(stop=stop), (), renderer.decode).text for stop in ("q", " old", " the")]
+    assert texts == [" the old market", " the", ""]
+
+
 # --- one draw
 
 
@@ -226,8 +238,7 @@ def test_extreme_logits_draw_what_they_say() -> None:
 
 def paths(model: Any) -> str:
     """Which way of decoding a model gets."""
-    made = decoding.decoder(model, prompts())
-    return getattr(made, "func", decoding.Lean).__name__
+    return decoding.decoder(model, prompts()).way.__name__
 
 
 @pytest.mark.parametrize(
@@ -252,7 +263,7 @@ def test_the_lean_path_is_the_general_one(family: str, dtype: torch.dtype, sourc
             torch.nn.init.normal_(module.bias)
     new = torch.arange(8) + 10
     with torch.no_grad():
-        lean = decoding.decoder(model, texts)(texts, torch.tensor(source), 6)
+        lean = decoding.decoder(model, texts).start(texts, torch.tensor(source), 6)
         plain = decoding.Cached(model, texts, torch.tensor(source), 6)
         assert isinstance(lean, decoding.Lean)
         for rows in (range(8), [1, 2, 4, 5, 7], [0, 2], [0, 1], [1]):  # groups of equal and of unequal sizes
@@ -279,6 +290,20 @@ def test_adapters_are_part_of_the_lean_path() -> None:
         assert same(bare, ask(base, prompts(), temperature=0))
 
 
+def test_an_adapter_on_the_embeddings_is_not_left_out() -> None:
+    """It is zero when a model is checked, at the start of a run, so the check cannot see it."""
+    from peft import LoraConfig, get_peft_model
+
+    base = get_peft_model(tiny_model(scale=2.0), LoraConfig(r=4, target_modules=["q_proj", "embed_tokens"])).get_base_model()
+    before = ask(base, prompts(), temperature=0)
+    with torch.no_grad():
+        base.model.embed_tokens.lora_embedding_A["default"].normal_()
+    after = ask(base, prompts(), temperature=0)
+    assert not same(before, after)
+    for prompt, (sample,) in zip(prompts(), after, strict=True):
+        assert model_logps(base, prompt, sample).argmax(-1).tolist() == sample.ids.tolist()
+
+
 def test_new_weights_are_seen() -> None:
     model = tiny_model()
     before = ask(model, prompts(), temperature=0)
@@ -288,6 +313,30 @@ def test_new_weights_are_seen() -> None:
     assert not same(before, after)
     for prompt, (sample,) in zip(prompts(), after, strict=True):
         assert model_logps(model, prompt, sample).argmax(-1).tolist() == sample.ids.tolist()
+
+
+@pytest.mark.parametrize(("family", "way"), [("llama", "Lean"), ("mistral", "Cached"), ("gemma3_text", "Cached"), ("gpt2", "Cached")])
+@pytest.mark.parametrize("source", [[0] * 4 + [1] * 4, [0, 1]], ids=["shared prompts", "prompts of their own"])
+def test_the_memory_a_batch_is_said_to_need_is_what_it_keeps(family: str, way: str, source: list[int]) -> None:
+    model, texts, room = tiny_model(family), [np.full(20, 5, np.int32)] * 2, 6
+    decode = decoding.decoder(model, texts)
+    assert decode.way.__name__ == way
+    with torch.no_grad():
+        growing: Any = decode.start(texts, torch.tensor(source), room)
+        for _ in range(room):
+            growing.append(torch.tensor(source) + 7)
+    if way == "Lean":
+        kept = [(*store.shape[1:4:2],) for store in (*growing._own, *(growing._prompts or []))]
+    else:
+        kept = [(*layer.keys.shape[0:3:2],) for layer in growing._layers]
+    needed = decode.kept(model.config, 20, room, prompts=2, rows=len(source))
+    windows = sum(hasattr(layer, "sliding_window") for layer in getattr(growing, "_layers", []))  # they keep one less than they see
+    assert needed == sum(rows * length for rows, length in kept) + windows * len(source)
+
+
+def test_a_model_that_keeps_nothing_needs_no_memory_for_it() -> None:
+    model = tiny_model("mamba")
+    assert decoding.decoder(model, prompts()).kept(model.config, 20, 6, prompts=2, rows=8) == 0
 
 
 def test_a_lean_path_that_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from prefopt.rollout.sampler import Sample
 from prefopt.rollout.server import ServerSampler
 from prefopt.rollout.vllm import VllmSampler
 from prefopt.settings import RolloutSettings
+from prefopt.text.chat import Renderer
 from tests.chat_shapes import tokenizer
 from tests.openai_server import serving
 
@@ -37,7 +38,8 @@ def local() -> LocalSampler:
         for weight in model.parameters():
             weight.mul_(4 if weight.ndim == 2 else 1)
     stop = made.convert_tokens_to_ids("<|im_end|>")
-    return LocalSampler(model.eval(), (stop,), lambda ids: made.decode(ids, skip_special_tokens=True), lambda: Vocabulary(made, len(made)))
+    decode = Renderer(made).decode
+    return LocalSampler(model.eval(), (stop,), decode, lambda: Vocabulary(made, len(made)))
 
 
 @pytest.fixture(autouse=True)

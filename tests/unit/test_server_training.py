@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -160,6 +160,12 @@ def test_settings_that_cannot_work(changes: dict[str, Any], says: str) -> None:
 def test_a_folder_is_of_training_alone() -> None:
     with pytest.raises(OptionError, match="only training gives"):
         language_model().sample(["w5"], RolloutSettings(folder="x"))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("engine", ["local", "vllm"])
+def test_the_address_of_a_server_is_not_ignored(engine: Literal["local", "vllm"]) -> None:
+    with pytest.raises(OptionError, match=r"rollout\.url: read by rollout\.engine=server alone"):
+        language_model().sample(["w5"], RolloutSettings(url="http://127.0.0.1:9/v1", engine=engine))  # type: ignore[attr-defined]
 
 
 def test_vllm_in_this_process_is_given_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

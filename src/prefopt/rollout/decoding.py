@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -37,8 +37,26 @@ class Decoding(Protocol):
         ...
 
 
-Decode = Callable[[Sequence[IntArray], torch.Tensor, int], Decoding]
-"""Sequences that start from `prompts[source]` and grow by at most `room` tokens."""
+class Decode(NamedTuple):
+    """A way of decoding.
+
+    Attributes:
+        way: Lean, Cached or Uncached.
+        start: sequences that start from `prompts[source]` and grow by at most `room` tokens.
+    """
+
+    way: type[Decoding]
+    start: Callable[[Sequence[IntArray], torch.Tensor, int], Decoding]
+
+    def kept(self, config: Any, length: int, room: int, *, prompts: int, rows: int) -> int:
+        """Positions of which `rows` sequences from `prompts` prompts of `length` tokens keep keys and values, summed over the layers."""
+        if self.way is Lean:
+            shared = prompts < rows
+            return config.num_hidden_layers * ((prompts if shared else rows) * length + rows * room)
+        if self.way is Uncached:
+            return 0
+        layers = [layer for layer in DynamicCache(config=config).layers if isinstance(layer, DynamicLayer)]
+        return rows * sum(min(length + room, getattr(layer, "sliding_window", length + room)) for layer in layers)
 
 
 @torch.no_grad()
@@ -50,9 +68,10 @@ def decoder(model: Any, prompts: Sequence[IntArray]) -> Decode:
         if base not in _AGREE:
             _AGREE[base] = agrees(base, lean, prompts[0])
         if _AGREE[base]:
-            return lambda texts, source_B, room: Lean(lean, *padded(texts, source_B.device, left=True), source_B, room)
+            return Decode(Lean, lambda texts, source_B, room: Lean(lean, *padded(texts, source_B.device, left=True), source_B, room))
     keeps = "past_key_values" in inspect.signature(base.forward).parameters and not base._is_stateful
-    return partial(Cached if keeps else Uncached, model)
+    way = Cached if keeps else Uncached
+    return Decode(way, partial(way, model))
 
 
 _AGREE: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

@@ -1,7 +1,7 @@
 """Decoding of Llama-shaped models without the general machinery: fused projections, weights packed for the processor, a static cache.
 
 The layers are those of transformers' Llama, Mistral, Qwen2 and Qwen3 (rotary positions, RMS norms before attention and a gated MLP,
-grouped keys); whether the result is theirs is checked on the first prompts of every call, and where it is not, or the model is of another
+grouped keys); whether the result is theirs is checked once a model, on the first prompt, and where it is not, or the model is of another
 shape, the general path samples (`decoding.py`).
 
 Shapes: P prompts, B sequences, L positions, V vocabulary; H heads, K key heads, G queries of one key head, D head size.
@@ -79,7 +79,8 @@ def lean_model(model: Any) -> LeanModel | None:
         and getattr(config, "hidden_act", "") == "silu"
         and rope.get("rope_type", "default") in ROPES
         and all(_known(module) for layer in base.model.layers for module in _projections(layer))
-        and all(_known(module) for module in (base.lm_head, base.model.embed_tokens))
+        and _known(base.lm_head)
+        and type(base.model.embed_tokens) is torch.nn.Embedding  # an adapter on it is not added
     )
     if not fits:
         return None
@@ -140,7 +141,7 @@ def _packed(modules: Sequence[torch.nn.Linear]) -> Projection:
 
 def _known(module: Any) -> bool:
     """Whether a projection is a plain one, or one with LoRA adapters that can be added to it."""
-    if type(module) in (torch.nn.Linear, Linear, torch.nn.Embedding):
+    if type(module) in (torch.nn.Linear, Linear):
         return True
     return hasattr(module, "get_delta_weight") and hasattr(module, "lora_A") and not any(getattr(module, "use_dora", {}).values())
 

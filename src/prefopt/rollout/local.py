@@ -18,9 +18,9 @@ import torch
 from prefopt.errors import ModelError
 from prefopt.model.forward import base_of, evaluating
 from prefopt.model.room import free_memory
+from prefopt.rollout import decoding
 from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
-from prefopt.rollout.decoding import Decode, decoder
-from prefopt.rollout.sampler import Sample, check_prompts, draw, finish
+from prefopt.rollout.sampler import Decode, Sample, check_prompts, draw, finish
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
@@ -32,11 +32,11 @@ Job = tuple[int, int]
 
 @dataclass(frozen=True)
 class LocalSampler:
-    """Samples from `model`; any of `stop_ids` ends an answer, `decode` turns its ids into text."""
+    """Samples from `model`; any of `stop_ids` ends an answer, `decode` turns its ids, after those of its prompt, into text."""
 
     model: Any
     stop_ids: tuple[int, ...]
-    decode: Callable[[Sequence[int]], str]
+    decode: Decode
     vocabulary: Callable[[], Vocabulary] | None = None
     """The bytes of the tokens, for stop strings and constraints."""
 
@@ -52,17 +52,17 @@ class LocalSampler:
             OptionError: a constraint that cannot be used.
         """
         check_prompts(prompts, settings, getattr(base_of(self.model).config, "max_position_embeddings", None))
-        if prompts:
-            self._check_memory(max(map(len, prompts)) + settings.max_new_tokens, min(settings.batch_size, len(prompts) * settings.samples))
         found: dict[Job, Sample] = {}
-        decode: Decode | None = None
+        decode: decoding.Decode | None = None
         with torch.no_grad(), evaluating(self.model):
             for jobs in _batches(prompts, settings):
-                decode = decode or decoder(self.model, prompts)
+                if decode is None:
+                    decode = decoding.decoder(self.model, prompts)
+                    self._check_memory(decode, prompts, jobs, settings.max_new_tokens)
                 found.update(zip(jobs, self._complete(decode, prompts, jobs, settings), strict=True))
         return [[found[place, number] for number in range(settings.samples)] for place in range(len(prompts))]
 
-    def _complete(self, decode: Decode, prompts: Sequence[IntArray], jobs: list[Job], settings: RolloutSettings) -> list[Sample]:
+    def _complete(self, decode: decoding.Decode, prompts: Sequence[IntArray], jobs: list[Job], settings: RolloutSettings) -> list[Sample]:
         """One batch, decoded to its end."""
         device = next(base_of(self.model).parameters()).device
         room = settings.max_new_tokens
@@ -72,7 +72,7 @@ class LocalSampler:
         length_B = torch.full((len(jobs),), room, device=device)
         places = {place: row for row, place in enumerate(dict.fromkeys(place for place, _ in jobs))}
         source_B = torch.tensor([places[place] for place, _ in jobs], device=device)
-        growing = decode([prompts[place] for place in places], source_B, room)
+        growing = decode.start([prompts[place] for place in places], source_B, room)
         rules = Rules(settings, self.vocabulary, self.stop_ids, len(jobs), device)
         rows = torch.arange(len(jobs), device=device)  # the jobs still in the batch
         ended = torch.zeros_like(rows, dtype=torch.bool)
@@ -95,20 +95,27 @@ class LocalSampler:
         open_B = torch.zeros(len(jobs), dtype=torch.bool, device=device).index_fill_(0, rows[~ended], True)
         parts = (values.cpu().numpy() for values in (ids_BT, logps_BT, length_B, ~open_B))
         ways = (settings, self.stop_ids, self.decode)
-        return [finish(ids[:length].tolist(), logps[:length], bool(done), *ways) for ids, logps, length, done in zip(*parts, strict=True)]
+        return [
+            finish(ids[:length].tolist(), logps[:length], bool(done), prompts[place], *ways)
+            for (place, _), ids, logps, length, done in zip(jobs, *parts, strict=True)
+        ]
 
-    def _check_memory(self, length: int, rows: int) -> None:
-        """A batch's keys and values fit; a lower bound, as they are not all a batch needs."""
+    def _check_memory(self, decode: decoding.Decode, prompts: Sequence[IntArray], jobs: list[Job], room: int) -> None:
+        """The keys and values of the first batch, the longest, fit; a lower bound, as they are not all a batch needs."""
         config = base_of(self.model).config
         layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
         if not layers or not heads:
             return
+        places = {place for place, _ in jobs}
+        length = max(len(prompts[place]) for place in places)
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        needed = 2 * layers * (getattr(config, "num_key_value_heads", None) or heads) * size * length * rows * self.model.dtype.itemsize
+        width = 2 * (getattr(config, "num_key_value_heads", None) or heads) * size * self.model.dtype.itemsize
+        needed = width * decode.kept(config, length, room, prompts=len(places), rows=len(jobs))
         free = free_memory(next(base_of(self.model).parameters()).device)
         if needed > free:
-            what = f"{rows} sequences of up to {length} tokens need {needed / 1e9:.1f} GB for keys and values, {free / 1e9:.1f} GB are free"
-            raise ModelError(what, fix="lower rollout.batch_size (it changes no sample) or rollout.max_new_tokens")
+            what = f"{len(jobs)} sequences of up to {length + room} tokens need {needed / 1e9:.1f} GB for keys and values"
+            fix = "lower rollout.batch_size (it changes no sample) or rollout.max_new_tokens"
+            raise ModelError(f"{what}, {free / 1e9:.1f} GB are free", fix=fix)
 
 
 class Rules:

@@ -189,6 +189,8 @@ class Policy(LanguageModel):
         """Completions with token ids and log-probs."""
         if settings.folder is not None:
             raise OptionError("only training gives a server new weights", where="rollout.folder", fix="leave it out")
+        if settings.url is not None and settings.engine != "server":
+            raise OptionError("read by rollout.engine=server alone", where="rollout.url", fix="set it, or leave the url out")
         rows = [_row(prompt) for prompt in prompts]
         sampler = self.sampler(settings, chat=not all(isinstance(row.prompt, str) for row in rows))
         return sampler.sample([self.renderer.prompt_ids(row.prompt, row.tools) for row in rows], settings)

@@ -41,6 +41,10 @@ class Sample:
     finished: bool
 
 
+Decode = Callable[[Sequence[int], IntArray], str]
+"""The tokens of an answer and of its prompt -> the answer's text."""
+
+
 class Sampler(Protocol):
     """Anything that completes prompts: this process, or an engine elsewhere."""
 
@@ -80,13 +84,14 @@ def finish(
     ids: Sequence[int],
     logps: Sequence[float] | npt.NDArray[np.float32],
     finished: bool,
+    prompt: IntArray,
     settings: RolloutSettings,
     stop_ids: Sequence[int],
-    decode: Callable[[Sequence[int]], str],
+    decode: Decode,
 ) -> Sample:
-    """The sample of some tokens; its text without the stop token or string that ended it."""
+    """The sample of some tokens after a prompt; its text without the stop token or string that ended it."""
     stopped = finished and len(ids) > 0 and ids[-1] in stop_ids
-    text = decode(list(ids[:-1] if stopped else ids))
+    text = decode(list(ids[:-1] if stopped else ids), prompt)
     if finished and not stopped:
         stops = [settings.stop] if isinstance(settings.stop, str) else settings.stop
         text = text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]

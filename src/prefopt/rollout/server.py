@@ -19,7 +19,7 @@ import numpy as np
 from prefopt.errors import ModelError, OptionError, RewardError
 from prefopt.rollout.constrain.machines import listed
 from prefopt.rollout.rewards.endpoint import Unanswered, post
-from prefopt.rollout.sampler import Sample, check_prompts, finish, refuse_constraints
+from prefopt.rollout.sampler import Decode, Sample, check_prompts, finish, refuse_constraints
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
@@ -42,7 +42,7 @@ class ServerSampler:
         self,
         url: str,
         stop_ids: Sequence[int],
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         limit: int | None = None,
         *,
         folder: str | Path | None = None,
@@ -105,7 +105,7 @@ class ServerSampler:
 
     def _complete(self, place: int, prompt: IntArray, settings: RolloutSettings) -> list[Sample]:
         seed = int(np.random.SeedSequence([settings.seed, place]).generate_state(1)[0])
-        return [finish(*choice, settings, self._stop_ids, self._decode) for choice in self._ask(prompt, settings, seed)]
+        return [finish(*choice, prompt, settings, self._stop_ids, self._decode) for choice in self._ask(prompt, settings, seed)]
 
     def _ask(self, prompt: IntArray, settings: RolloutSettings, seed: int, **other: Any) -> list[tuple[list[int], list[float], bool]]:
         """Ids, log-probs and whether it ended by itself, of each choice."""

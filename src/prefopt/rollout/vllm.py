@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from prefopt.errors import OptionError
 from prefopt.rollout.constrain.machines import listed
-from prefopt.rollout.sampler import Sample, check_prompts, finish, refuse_constraints
+from prefopt.rollout.sampler import Decode, Sample, check_prompts, finish, refuse_constraints
 from prefopt.settings import RolloutSettings
 from prefopt.types import IntArray
 
@@ -25,7 +25,7 @@ class VllmSampler:
         self,
         path: str,
         stop_ids: Sequence[int],
-        decode: Callable[[Sequence[int]], str],
+        decode: Decode,
         limit: int | None = None,
         *,
         dtype: str = "auto",
@@ -51,7 +51,8 @@ class VllmSampler:
         refuse_constraints(settings)
         given = [{"prompt_token_ids": prompt.tolist()} for prompt in prompts]
         found = self._engine.generate(given, [self._parameters(place, settings) for place in range(len(prompts))], use_tqdm=False)
-        return [[self._sample(answer, settings) for answer in request.outputs] for request in found]
+        asked = zip(found, prompts, strict=True)
+        return [[self._sample(answer, prompt, settings) for answer in request.outputs] for request, prompt in asked]
 
     def sync(self, model: LanguageModel) -> None:
         """Take new weights: they go through files, because the engine's workers are processes of their own."""
@@ -75,7 +76,7 @@ class VllmSampler:
             skip_special_tokens=False,
         )
 
-    def _sample(self, answer: Any, settings: RolloutSettings) -> Sample:
+    def _sample(self, answer: Any, prompt: IntArray, settings: RolloutSettings) -> Sample:
         ids = list(answer.token_ids)
         logps = [position[token].logprob for position, token in zip(answer.logprobs, ids, strict=True)]
-        return finish(ids, logps, answer.finish_reason == "stop", settings, self._stop_ids, self._decode)
+        return finish(ids, logps, answer.finish_reason == "stop", prompt, settings, self._stop_ids, self._decode)

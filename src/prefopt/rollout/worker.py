@@ -7,6 +7,7 @@ children, and the next request starts a new one.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import selectors
@@ -17,6 +18,8 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 START = 60.0
@@ -46,6 +49,7 @@ class Worker:
     def __init__(self, make: str, arguments: Sequence[Any] = ()) -> None:
         self._command = [sys.executable, "-m", __name__, make, json.dumps(list(arguments))]
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], Any] | None = None
         self._greeting: Any = None
 
     def greeting(self) -> Any:
@@ -55,8 +59,9 @@ class Worker:
             WorkerError: it could not start (`setup` is true).
         """
         if self._process is None or self._process.poll() is not None:
+            self.close()
             self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-            weakref.finalize(self, _kill, self._process)
+            self._end = weakref.finalize(self, _kill, self._process)
             try:
                 self._greeting = self._reply(START)
             except WorkerError as error:
@@ -82,10 +87,10 @@ class Worker:
         return self._reply(timeout)
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            _kill(self._process)
-            self._process = None
+        """End the process and its children."""
+        if self._end is not None:
+            self._end()  # once: later its number may be another process's
+        self._process = self._end = None
 
     def _reply(self, timeout: float) -> Any:
         assert self._process is not None
@@ -120,28 +125,35 @@ def _read_line(process: subprocess.Popen[bytes], timeout: float) -> bytes | None
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and its children."""
-    if process.poll() is None:
+    """End a process and its children, which may outlive it."""
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            try:
+            with suppress(BrokenPipeError):  # a request that was never read
                 pipe.close()
-            except BrokenPipeError:  # a request that was never read
-                continue
 
 
 def load_name(spec: str) -> Any:
-    """What "module:name" or "file.py:name" names; a file's folder joins the import path."""
+    """What "module:name" or "file.py:name" names; a file's folder joins the import path, at its end."""
     place, _, name = spec.rpartition(":")
-    if place.endswith(".py"):
-        if not os.path.isfile(place):
-            raise FileNotFoundError(f"there is no file {place}")
-        folder, file = os.path.split(os.path.abspath(place))
-        sys.path.insert(0, folder)
-        place = file.removesuffix(".py")
-    return getattr(importlib.import_module(place), name)
+    return getattr(_load_file(place) if place.endswith(".py") else importlib.import_module(place), name)
+
+
+def _load_file(path: str) -> ModuleType:
+    """A file as a module of a name of its own: math.py is not the module math."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no file {path}")
+    folder, file = os.path.split(os.path.abspath(path))
+    sys.path.append(folder)
+    spec = importlib.util.spec_from_file_location(f"_prefopt_{file.removesuffix('.py')}", os.path.join(folder, file))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _serve(make: str, arguments: str) -> None:

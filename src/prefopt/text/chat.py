@@ -129,13 +129,13 @@ class Renderer:
         stops += [str(self.tokenizer.eos_token)] if self.tokenizer.eos_token or not stops else []
         return tuple(dict.fromkeys(self.tokenizer.get_vocab()[stop] for stop in stops))
 
-    def decode(self, ids: Sequence[int] | IntArray) -> str:
-        """Text without control tokens."""
-        return self.tokens.decode(ids)
+    def decode(self, ids: Sequence[int] | IntArray, prompt: Sequence[int] | IntArray = ()) -> str:
+        """Text without control tokens; `prompt` are the ids it goes on from."""
+        return self.tokens.decode(ids, after=prompt)
 
-    def answer(self, ids: Sequence[int] | IntArray) -> str:
+    def answer(self, ids: Sequence[int] | IntArray, prompt: Sequence[int] | IntArray = ()) -> str:
         """A sampled answer to messages, without what the template itself puts before an answer (a space in some formats)."""
-        return self.tokens.decode(ids).removeprefix(self._lead)
+        return self.tokens.decode(ids, after=prompt).removeprefix(self._lead)
 
     def parse(self, text: str) -> Messages:
         """The messages of a conversation as `apply_chat_template` writes it, for contents without control tokens.

@@ -72,8 +72,15 @@ class Tokens:
             return ""
         return next((token for token in self.control if before.endswith(token)), "x" if text[:1].isspace() else "\n")
 
-    def decode(self, ids: Sequence[int] | IntArray, *, control: bool = False) -> str:
-        """Text of ids; control tokens are left out unless asked for."""
+    def decode(self, ids: Sequence[int] | IntArray, *, control: bool = False, after: Sequence[int] | IntArray = ()) -> str:
+        """Text of ids; control tokens are left out unless asked for.
+
+        A tokenizer that puts a space before every text takes one away again. Where the ids go on from the text of others (`after`), that
+        would be a space of their own, so they are read after something else, which is cut off again.
+        """
+        if self._pads and len(after) and self.tokenizer.convert_ids_to_tokens(int(after[-1])) not in self.control:
+            (head,) = self.encode(["x"])
+            return self.decode([*head, *ids], control=control)[len(self.decode(head)) :]
         text = self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=not control, clean_up_tokenization_spaces=False)
         return str(text)
 

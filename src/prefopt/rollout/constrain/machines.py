@@ -145,8 +145,13 @@ def constraint(settings: RolloutSettings) -> Machine | None:
     """What the settings say an answer may be; None where it may be anything.
 
     Raises:
-        OptionError: an expression that cannot be used, an empty string, a string both banned and required, or no answer that meets all.
+        OptionError: an expression that cannot be used, an empty string, a string both banned and required, no answer that meets all, or
+            stop strings, which may end an answer before it meets them.
     """
+    for name in ("regex", "required"):
+        if settings.stop and getattr(settings, name):
+            what = f"a stop string may end an answer before it meets rollout.{name}"
+            raise OptionError(what, where="rollout.stop", fix=f"leave one of rollout.stop and rollout.{name} out")
     machines: list[Machine] = [Regex(settings.regex)] if settings.regex is not None else []
     for name, make in (("banned", Banned), ("required", Required)):
         strings = listed(getattr(settings, name), f"rollout.{name}")

@@ -85,8 +85,11 @@ class Constraint:
         return torch.stack([self._mask(state) for state in self._states])
 
     def read(self, ids: Sequence[int]) -> None:
-        """The next token of every sequence."""
-        self._states = [self._vocabulary.read(self._machine, state, token) for state, token in zip(self._states, ids, strict=True)]
+        """The next token of every sequence; a stop token is no part of the text."""
+        self._states = [
+            state if token in self._stop_ids else self._vocabulary.read(self._machine, state, token)
+            for state, token in zip(self._states, ids, strict=True)
+        ]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these sequences only."""
@@ -96,8 +99,7 @@ class Constraint:
         if state not in self._masks:
             mask = torch.zeros(self._vocabulary.size, dtype=torch.bool)
             mask[self._vocabulary.allowed(self._machine, state)] = True
-            if self._machine.accepts(state):
-                mask[self._stop_ids] = True
+            mask[self._stop_ids] = self._machine.accepts(state)  # whatever text a stop token has
             if not mask.any():
                 what = "no token can go on from here and the answer may not end: the constraint cannot be written with this vocabulary"
                 raise ModelError(what, where="rollout.regex", fix="use characters the tokenizer has, and a model that has a stop token")

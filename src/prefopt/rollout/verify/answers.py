@@ -1,7 +1,7 @@
 r"""The final answer inside a solution, and whether two plain numbers are the same.
 
 A solution says its answer in one of these ways; the first that occurs counts, and of several of a kind the last
-(where a number is asked for, the last sentence that has one):
+(of sentences the last that holds mathematics or, where a number is asked for, that has one):
 
     \boxed{...}      #### ... (or a line "A: ...")      "the answer is ..." or "Answer: ..."      the last $...$      the last number
 """
@@ -12,11 +12,23 @@ import re
 from fractions import Fraction
 
 _MARK = re.compile(r"####\s*(.+)|^A:[ \t]*(.+)", re.MULTILINE)
-_SAID = re.compile(r"(?:answer|result)\b[^\n.:=]{0,30}?(?:\bis\b|:|=)\s*:?[ \t]*\n?(?=(.+))", re.IGNORECASE)
+_SAID = re.compile(r"(?:answer|(?<!as a )result)\b[^\n.:=]{0,30}?(?:\bis\b|:|=)\s*:?[ \t]*\n?(?=(.+))", re.IGNORECASE)
 _INLINE = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:\s?/\s?\d+(?![\w.]*\d))?")
 _PLAIN = re.compile(r"([-+]?)\$?\s*((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:\s?/\s?(\d+))?\s*(?:\\?%)?\.?")
-_UNIT = re.compile(r"\\(?:text|mathrm|mbox)\{[^}]*\}|\\[%$!, ]")
+_UNIT = re.compile(r"\\(?:text|mathrm|mbox)\{([^}]*)\}(?:\^\{?[23]\}?)?|\\[%$!, ]")
+# bold, and tags around an answer
+_MARKUP = re.compile(r"\*\*|</?[A-Za-z]{2,}>")
+# a sentence that holds mathematics, or is one letter
+_MATHS = re.compile(r"[\d\\^_=+*/<>(\[{]|\A[A-Za-z]\W*\Z")
+# beside a number these make an expression of it
+_MORE = re.compile(r"\d|[\^!*+<>≤≥±×÷√]|[-/](?!\s?[A-Za-z]{2})")
+# numbers of something else: "for 6 shirts"
+_OTHER = re.compile(r"\b(?!(?:and|or|to|plus|minus|times)\b)[A-Za-z]{2,}\s\$?\d[\d,.]*(?!\w)")
+# several values: "x = 3, y = 5"
+_SEVERAL = re.compile(r"=[^=]*(?:[,;]|\bor\b|\band\b)\s*\w+\s*=[^=]*\Z")
+# a letter right after a number that is no unit
+_GLUED = re.compile(r"(?!(?:[kcm]?m|[km]?g|ml|l|oz|lbs?|ft|hrs?|h|mins?|s|mph|st|nd|rd|th)\b)[A-Za-zα-ω_]")
 _FRACTION = re.compile(r"([-+]?)\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _THIN = re.compile(r"(?<=\d)\\,(?=\d{3}(?!\d))")
 
@@ -39,10 +51,10 @@ def final_answer(text: str, *, number: bool = False) -> str | None:
     if found is None:
         found = _last(_MARK, text)
     if found is None:
-        said = [_shortened(match[1].strip()) for match in _SAID.finditer(text)]
+        said = [_shortened(match[1].strip(), number) for match in _SAID.finditer(text)]
         if number:  # a sentence without one, such as "I hope this answer is helpful", says nothing
             return next((told for sentence in reversed(said) if (told := _number_in(sentence)) is not None), _last_number(text))
-        found = (said or [""])[-1] or None
+        found = next((told for told in reversed(said) if _MATHS.search(told)), (said or [""])[-1]) or None
     if number:
         return _number_in(found) if found is not None else _last_number(text)
     return found if found is not None else _last(_INLINE, text) or _last_number(text)
@@ -90,18 +102,32 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
     return next(group for group in found[-1].groups() if group is not None).strip() if found else None
 
 
-def _shortened(said: str) -> str:
-    """The part of a sentence that is the answer: its mathematics where it has some, else all of it without the full stop."""
+def _shortened(said: str, number: bool) -> str:
+    """The part of a sentence that is the answer: its mathematics where it has some, else all of it without the full stop.
+
+    A number in words with an exclamation mark is no factorial.
+    """
     inline = _last(_INLINE, said)
-    return inline if inline is not None else re.split(r"\.(?:\s|$)", said)[0].strip()
+    return inline if inline is not None else re.split(r"[.!](?:\s|$)" if number else r"\.(?:\s|$)", said)[0].strip()
 
 
 def _number_in(said: str) -> str | None:
-    """The number of an answer with words around it: the first one, or the first after the last equals sign."""
-    if plain_number(said) is not None or "\\" in _UNIT.sub("", said):
-        return said  # an expression is compared as a whole
-    found = _NUMBER.search(said.rpartition("=")[2]) or _NUMBER.search(said)
-    return found[0].strip() if found else None
+    """The number of an answer that else has only words, units or "name ="; any other answer with digits whole, None without.
+
+    >>> _number_in("x = 18 dollars for 6 shirts"), _number_in("3, 5"), _number_in("3x + 2"), _number_in("helpful")
+    ('18', '3, 5', '3x + 2', None)
+    """
+    words = _MARKUP.sub(" ", _UNIT.sub(r" \1 ", said)).strip(" *_`")
+    if plain_number(said) is not None or "\\" in words or _SEVERAL.search(words):
+        return said
+    told = words.rpartition("=")[2]
+    told = told if _NUMBER.search(told) else words
+    found = _NUMBER.search(told)
+    if found is None:
+        return said if re.search(r"\d", words) else None
+    before, after = told[: found.start()], told[found.end() :]
+    rest = _OTHER.sub(" ", before + " " + after)
+    return said if _GLUED.match(after) or _MORE.search(rest) else found[0].strip()
 
 
 def _last_number(text: str) -> str | None:

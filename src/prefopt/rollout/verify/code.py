@@ -6,6 +6,7 @@ are through counts as failed); code written to find the tests inside its own pro
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -32,16 +33,17 @@ def main():
         os.dup2(null, number)
     scope = sys.modules.setdefault("solution", types.ModuleType("solution")).__dict__
 
-    def attempt(name, source):
+    def attempt(name, *sources):
         try:
-            exec(compile(source, name, "exec"), scope)
+            for source in sources:
+                exec(compile(source, name, "exec"), scope)
             told = None
         except BaseException as error:
             told = f"{type(error).__name__}: {error}".strip(": ").split("\\n")[0][:200]
         os.write(report, (given["mark"] + json.dumps([name, told]) + "\\n").encode())
         return told
 
-    if attempt("code", given["code"]) is None and attempt("setup", given["setup"]) is None:
+    if attempt("code", given["before"], given["code"]) is None and attempt("setup", given["setup"]) is None:
         for number, test in enumerate(given["tests"]):
             attempt(f"test {number + 1}", test)
 
@@ -57,7 +59,9 @@ def code_of(text: str) -> str:
 
 
 def row_tests(example: Example) -> tuple[list[str], str]:
-    """The tests of a row, and what runs between code and tests: `test_list` and `test_setup_code`, `test` and `entry_point`, or `tests`.
+    """The tests of a row, and what runs between code and tests.
+
+    They are `test_list` (or `tests`) with `test_imports` and `test_setup_code`, or `test` with `entry_point`.
 
     Raises:
         DataError: it has none.
@@ -70,7 +74,7 @@ def row_tests(example: Example) -> tuple[list[str], str]:
     if not found or not all(isinstance(test, str) for test in found):
         what = "the row has no tests; looked for test_list, tests (texts of Python), or test with entry_point"
         raise DataError(what, where=example.where, fix="add the column, or leave the row out")
-    return found, str(meta.get("test_setup_code") or "")
+    return found, "\n".join([*(meta.get("test_imports") or ()), str(meta.get("test_setup_code") or "")])
 
 
 class CodeReward:
@@ -102,7 +106,8 @@ class CodeReward:
     def _run(self, rolled: Sequence[Rolled]) -> list[Verdict]:
         (answer,) = rolled
         (tests, setup), mark = row_tests(answer.example), secrets.token_hex(16)
-        given = {"mark": mark, "code": _program(answer), "setup": setup, "tests": tests}
+        before, code = _program(answer)
+        given = {"mark": mark, "before": before, "code": code, "setup": setup, "tests": tests}
         outcome = run(_HARNESS, stdin=json.dumps(given).encode(), limits=self._limits)
         reports = [json.loads(line[len(mark) :]) for line in outcome.stdout.decode(errors="replace").splitlines() if line.startswith(mark)]
         if not reports and outcome.stderr.startswith(b"bwrap: "):
@@ -112,10 +117,30 @@ class CodeReward:
         return [Verdict(float(share == 1), {"passed": share}, _note(reports, len(tests), outcome))]
 
 
-def _program(answer: Rolled) -> str:
-    """The answer's code; where it goes on from a prompt that begins the function, with the prompt before it."""
+def _program(answer: Rolled) -> tuple[str, str]:
+    """What runs before the answer's code, and the code.
+
+    Code that goes on from a prompt that begins the function has the prompt in front; code with the whole function has what the prompt holds
+    before it, imports and helpers, run first.
+    """
     code, entry, prompt = code_of(answer.sample.text), answer.example.meta.get("entry_point"), answer.example.prompt
-    return prompt + code if entry and isinstance(prompt, str) and not re.search(rf"\bdef {re.escape(entry)}\b", code) else code
+    if not entry:
+        return "", code
+    if re.search(rf"\bdef {re.escape(entry)}\b", code):
+        asked = prompt if isinstance(prompt, str) else next((m.content for m in reversed(prompt) if m.role == "user"), "")
+        return next((before for text in (asked, code_of(asked)) if (before := _before(entry, text))), ""), code
+    return "", prompt + code if isinstance(prompt, str) else code
+
+
+def _before(entry: str, text: str) -> str:
+    """The code that stands before the last function of this name; "" where there is none, or the text is no code."""
+    begins = [found.start() for found in re.finditer(rf"^(?:async )?def {re.escape(entry)}\b", text, re.MULTILINE)]
+    before = text[: begins[-1]] if begins else ""
+    try:
+        ast.parse(before)
+    except (SyntaxError, ValueError):
+        return ""
+    return before
 
 
 def _note(reports: list[tuple[str, str | None]], tests: int, outcome: Outcome) -> str:

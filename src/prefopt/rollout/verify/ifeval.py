@@ -13,11 +13,11 @@ from typing import Any
 
 from prefopt.errors import DataError, did_you_mean
 from prefopt.rollout.rewards.protocol import Rolled, Verdict
+from prefopt.rollout.verify.language import CODES
 from prefopt.rollout.verify.language import language as language_of
 from prefopt.types import Example
 
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|No|Inc|Ltd|Co|[A-Z])\.")
-_FENCED = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _CHOICES = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 
 
@@ -77,12 +77,22 @@ def _sections(text: str, section_spliter: str, num_sections: int) -> bool:
 
 
 def _json(text: str) -> bool:
-    fenced = _FENCED.match(text.strip())
+    """As the authors' code reads it: a fence may stand before it, after it, or on its line."""
+    told = text.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        told = told.removeprefix(fence)
     try:
-        json.loads(fenced[1] if fenced else text)
+        json.loads(told.removesuffix("```"))
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _in_language(text: str, language: str) -> bool:
+    code = language.lower().partition("-")[0]  # zh-cn, pt-br
+    if code not in CODES:
+        raise ValueError(f"language {language!r} is not told from others; these are: {', '.join(CODES)}")
+    return language_of(text) == code
 
 
 def _two(text: str) -> bool:
@@ -104,7 +114,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "keywords:letter_frequency": lambda text, letter, let_relation, let_frequency: compared(
         text.lower().count(letter.lower()), let_relation, let_frequency
     ),
-    "language:response_language": lambda text, language: language_of(text) == language,
+    "language:response_language": _in_language,
     "length_constraints:number_sentences": lambda text, num_sentences, relation: compared(sentences(text), relation, num_sentences),
     "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:number_words": lambda text, num_words, relation: compared(len(words(text)), relation, num_words),

@@ -13,6 +13,7 @@ _SCRIPTS = {
     "BENGALI": ("bn",),
     "GUJARATI": ("gu",),
     "KANNADA": ("kn",),
+    "MALAYALAM": ("ml",),
     "GURMUKHI": ("pa",),
     "TAMIL": ("ta",),
     "TELUGU": ("te",),
@@ -26,7 +27,7 @@ _SCRIPTS = {
     "DEVANAGARI": ("hi", "mr", "ne"),
     "CYRILLIC": ("ru", "bg", "uk"),
     "ARABIC": ("ar", "fa", "ur"),
-    "LATIN": ("en", "de", "fi", "fr", "es", "it", "pt", "nl", "sw", "vi"),
+    "LATIN": ("en", "de", "fi", "fr", "es", "it", "pt", "nl", "sw", "vi", "pl"),
 }
 _WORDS = {
     "en": "the of and to in is that it for you was with as are this have be not or from by at we can your on an which",
@@ -39,6 +40,7 @@ _WORDS = {
     "nl": "de het een en van is dat niet op te zijn voor met ook aan er maar door wordt naar bij nog hebben",
     "sw": "na ya wa kwa ni katika la za kuwa hii huo hiyo yake au lakini pia sana watu kama ili cha vya mimi yetu",
     "vi": "và của là có không được cho một các với những người trong này để đã khi cũng như bạn tôi rất thể nhiều",
+    "pl": "w nie się jest że jak ale od po przez dla tym był było są może tylko czy już też jego jej oraz który która gdy ich przy",
     "ru": "и в не на что я с он как это то по она к но они мы ты для от все был есть или у так его очень чтобы",
     "bg": "и на да се е за от не в са с че по като той който ще тя си ни но или това има този един беше със към много",
     "uk": "і в не на що я з як це та він до за але ми ти для від все був є або у так його дуже щоб вона й",
@@ -49,8 +51,11 @@ _WORDS = {
     "fa": "و در به از که این را با است برای آن یک می ها شد خود تا بر هم نیست ما شما من هر اگر بود",
     "ur": "ہے کے میں کی اور کا سے کو یہ پر ہیں نے ایک نہیں کہ بھی تھا لیے تو ہم آپ وہ کر جو گا",
 }
-_ONLY = {"fa": "پچژگ", "ur": "ٹڈڑںےہھ", "uk": "іїєґ", "ru": "ыэё", "bg": "ѝ", "vi": "ăđơưạảấầậắếềệịọốồộớờợụứừựỳ"}
+_ONLY = {"fa": "پچژگ", "ur": "ٹڈڑںےہھ", "uk": "іїєґ", "ru": "ыэё", "bg": "ѝ", "pl": "ąęłńśźż", "vi": "ăđơưạảấầậắếềệịọốồộớờợụứừựỳ"}
 """Letters that decide between languages of one script."""
+
+CODES = sorted({code for codes in _SCRIPTS.values() for code in codes})
+"""The languages that are told apart."""
 
 
 def language(text: str) -> str | None:

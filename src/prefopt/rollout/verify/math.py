@@ -69,18 +69,21 @@ class MathReward:
         return [verdict for verdict in found if verdict is not None]
 
     def _by_number(self, answer: Rolled) -> Verdict | None:
-        expected = self.expected(answer.example)
-        wanted = plain_number(expected)
-        said = final_answer(answer.sample.text, number=wanted is not None)
+        expected, said = self._pair(answer)
         if said is None:
             return Verdict(0.0, note="no final answer")
-        given = plain_number(said)
+        wanted, given = plain_number(expected), plain_number(said)
         if wanted is None or given is None:
             return None if importlib.util.find_spec("math_verify") else Verdict(0.0, note=_told(False, expected, said))
         return Verdict(float(wanted == given), note=_told(wanted == given, expected, said))
 
+    def _pair(self, answer: Rolled) -> tuple[str, str | None]:
+        """The right answer, and what the solution says it is."""
+        expected = self.expected(answer.example)
+        return expected, final_answer(answer.sample.text, number=plain_number(expected) is not None)
+
     def _compare(self, rolled: Sequence[Rolled]) -> list[Verdict]:
-        pairs = [(self.expected(answer.example), final_answer(answer.sample.text) or "") for answer in rolled]
+        pairs = [(expected, said or "") for expected, said in map(self._pair, rolled)]
         right = self._worker.ask(pairs, self._timeout)
         return [Verdict(float(same), note=_told(same, *pair)) for same, pair in zip(right, pairs, strict=True)]
 
