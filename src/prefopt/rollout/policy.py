@@ -54,6 +54,16 @@ class LanguageModel:
         """Where the weights are."""
         return next(base_of(self.model).parameters()).device
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends an answer: those of the renderer, then the control tokens that the model's own generation config names."""
+        config = getattr(base_of(self.model), "generation_config", None)
+        own = getattr(config, "eos_token_id", None)
+        given = own if isinstance(own, list | tuple) else [own]
+        # A config made from scratch may name an ordinary word of this tokenizer.
+        control = self.tokenizer.added_tokens_decoder
+        return tuple(dict.fromkeys([*self.renderer.stop_ids, *(stop for stop in given if stop in control)]))
+
     def vocabulary(self) -> Vocabulary:
         """The bytes of the model's tokens."""
         from prefopt.rollout.constrain import Vocabulary
@@ -78,14 +88,14 @@ class LanguageModel:
         if self.reads == "scores":
             base.config.pad_token_id = self._padding()
         elif base.generation_config is not None:
-            base.generation_config.eos_token_id = list(self.renderer.stop_ids)
+            base.generation_config.eos_token_id = list(self.stop_ids)
         with quiet():
             base.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
     def _padding(self) -> int:
         """A token no sequence ends with: transformers scores the last token that is not padding, which must be the stop token."""
-        stops, pad_id = self.renderer.stop_ids, self.tokenizer.pad_token_id
+        stops, pad_id = self.stop_ids, self.tokenizer.pad_token_id
         if pad_id is not None and pad_id not in stops:
             return int(pad_id)
         return min(set(range(len(stops) + 1)) - set(stops))
@@ -154,7 +164,7 @@ class Policy(LanguageModel):
         Raises:
             OptionError: the engine is not installed, or a server without an address.
         """
-        stops, decode = self.renderer.stop_ids, self.renderer.answer if chat else self.renderer.decode
+        stops, decode = self.stop_ids, self.renderer.answer if chat else self.renderer.decode
         if settings.engine == "server":
             from prefopt.rollout.server import ServerSampler
 
