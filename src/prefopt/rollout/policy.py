@@ -58,7 +58,7 @@ class LanguageModel:
     def stop_ids(self) -> tuple[int, ...]:
         """Every token that ends an answer: those of the renderer, then the control tokens that the model's own generation config names."""
         config = getattr(base_of(self.model), "generation_config", None)
-        own = getattr(config, "eos_token_id", None)
+        own: Any = getattr(config, "eos_token_id", None)
         given = own if isinstance(own, list | tuple) else [own]
         # A config made from scratch may name an ordinary word of this tokenizer.
         control = self.tokenizer.added_tokens_decoder
