@@ -13,7 +13,7 @@ import torch
 
 from prefopt.errors import ModelError, OptionError
 from prefopt.model.attention import packed_attention
-from prefopt.model.forward import base_of, limit_of, policy_logps, reward_scores, step_logits
+from prefopt.model.forward import base_of, border_of, limit_of, policy_logps, reward_scores, step_logits
 from prefopt.model.load import add_language_head, is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
 from prefopt.model.reading import KEY, Floats, Reading, of_solution
 from prefopt.model.selfcheck import SelfCheck, self_check
@@ -125,7 +125,7 @@ class LanguageModel:
         """The trees of each forward pass and what was read."""
         layout = self.check(trees).layout if trees else "packed"
         with self.laid_out(layout) as lay_out:
-            for micro in micro_batches(trees, MICRO_TOKENS, padded=layout == "padded"):
+            for micro in micro_batches(trees, MICRO_TOKENS, padded=layout == "padded", border=border_of(self.model)):
                 yield micro, read(self.model, lay_out(micro))
 
 
