@@ -6,20 +6,24 @@ import warnings
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from prefopt.errors import ModelError, TrainingError
 from prefopt.model import attention, blocks, selfcheck
 from prefopt.model.attention import TreeLayout, packed_attention, tree_attention
 from prefopt.model.blocks import Block, causal_bias
-from prefopt.model.forward import policy_logps, reward_scores, scored_states
-from prefopt.model.selfcheck import go_back, self_check
+from prefopt.model.forward import border_of, head_of, limit_of, policy_logps, reward_scores, scored_states
+from prefopt.model.selfcheck import check_head, go_back, self_check
 from prefopt.pack.tree import pack, pad
-from prefopt.training.setup import check_start
+from prefopt.settings import TrainSettings
+from prefopt.training.setup import check_start, choose_layout
 from prefopt.types import TreeSpan
-from tests.tiny import FALL_BACK, FAMILIES, random_trees, tiny_model
+from tests.tiny import FALL_BACK, FAMILIES, LLAMA, SLIDING, random_tree, random_trees, tiny_model
+from tests.worlds import language_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -65,6 +69,50 @@ def test_self_check_refuses_a_layout_that_leaks(monkeypatch: pytest.MonkeyPatch)
     assert self_check(tiny_model(), random_trees(1)).layout == "padded"
 
 
+def windowed(window: int) -> Any:
+    """A model whose attention is told of its window by the mask alone."""
+    config = AutoConfig.for_model("phimoe", **{**LLAMA, "sliding_window": window, "num_local_experts": 4, "num_experts_per_tok": 2})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(5.0 if weight.ndim == 2 else 1.0)
+    return model
+
+
+def test_self_check_reads_the_longest_tree_too() -> None:
+    """A window shows in none of the others."""
+    rng = np.random.default_rng(0)
+    trees = [random_tree(rng, 4, (6, 5), index=i) for i in range(5)]
+    assert self_check(windowed(16), trees).layout == "packed"
+    assert self_check(windowed(16), [*trees, random_tree(rng, 12, (9, 8, 9), index=5)]).layout == "padded"
+
+
+@pytest.mark.skipif("gemma4" not in CONFIG_MAPPING, reason="this transformers has no Gemma 4")
+def test_what_a_config_says_of_the_text_alone_is_read_there() -> None:
+    text = {**LLAMA, **SLIDING, "global_head_dim": 8, "final_logit_softcapping": 3.0, "hidden_size_per_layer_input": 8}
+    config = AutoConfig.for_model("gemma4", text_config=text, vision_config=None, audio_config=None)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert head_of(model).softcap == 3.0
+    assert limit_of(model) == 128
+    check_head(model, random_trees(1))
+
+
+def test_log_probs_do_not_depend_on_the_rows_beside_them() -> None:
+    """LongRoPE reads a whole pass by the table of its longest sequence."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    config = AutoConfig.for_model("phi3", **LLAMA, original_max_position_embeddings=32, rope_parameters=rope)
+    policy = language_model()
+    torch.manual_seed(0)
+    policy.model = AutoModelForCausalLM.from_config(config).eval()
+    assert border_of(policy.model) == 32
+    rng = np.random.default_rng(0)
+    trees = [random_tree(rng, *shape, index=i) for i, shape in enumerate([(4, (6,)), (20, (30,)), (5, (3,)), (30, (9,))])]
+    alone = [policy.tree_logprobs([tree])[0] for tree in trees]
+    np.testing.assert_allclose(policy.tree_logprobs(trees), alone, atol=1e-4)
+
+
 def large_logits() -> Any:
     """A model in bf16 whose largest logit is 60, where bf16 counts in quarters."""
     model, batch = tiny_model(), pad(random_trees(1)[:4])
@@ -104,7 +152,7 @@ def test_memory_that_runs_out_says_nothing_of_the_layout(where: str, error: Exce
     def full(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(*{"packed": (attention, "attend"), "padded": (selfcheck, "_check_head")}[where], full)
+    monkeypatch.setattr(*{"packed": (attention, "attend"), "padded": (selfcheck, "_compare_head")}[where], full)
     with pytest.raises(TrainingError, match=r"self-check: out of memory while 4 rows(.|\n)*train\.layout=padded"):
         self_check(tiny_model(), random_trees(1))
 
@@ -128,7 +176,7 @@ def test_policy_and_reference_may_start_a_rounding_apart(apart: float, fine: boo
         where_T = torch.arange(len(logps_T)) == 3 if apart > 0 else torch.ones_like(logps_T)
         return SimpleNamespace(logps_T=logps_T, ref_logps_T=logps_T + apart * where_T)
 
-    job: Any = SimpleNamespace(model=model, temperature=1.0, lay_out=pad, look=look)
+    job: Any = SimpleNamespace(model=model, temperature=1.0, lay_out=pad, look=look, passes=lambda trees: [trees])
     if fine:
         check_start(job, random_trees(1)[:4])
         return
@@ -141,6 +189,10 @@ def test_a_head_that_scales_is_refused_however_large_its_logits_are() -> None:
     model.lm_head.register_forward_hook(lambda head, given, logits: 1.1 * logits)
     with pytest.raises(ModelError, match="fused head"):
         self_check(model, random_trees(1))
+    policy = language_model()
+    policy.model = model
+    with pytest.raises(ModelError, match="fused head"):
+        choose_layout(TrainSettings(layout="padded"), policy, random_trees(1), print)
 
 
 def test_packed_attention_is_undone() -> None:

@@ -414,6 +414,31 @@ def test_eos_is_added_where_the_template_writes_no_stop_token() -> None:
         renderer.tree(row(messages, 0))
 
 
+PHI = (  # as Phi-3: the token that ends every turn, and at the very end eos
+    "{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '\n' + m['content'] + '<|eot_id|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+
+
+def test_the_token_that_ends_every_turn_is_the_stop_though_eos_ends_the_conversation() -> None:
+    renderer = Renderer(tokenizer("llama3"), PHI)
+    assert renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids)) == ["<|eot_id|>", "<|end_of_text|>"]
+    (branch,) = renderer.tree(row(TALK, 3)).branches
+    assert renderer.tokenizer.decode(branch.ids) == "See you<|eot_id|>"
+    tree = renderer.tree(row(TALK, 0))
+    assert [renderer.tokenizer.decode(ids_of(tree)[begin:end]) for begin, end in spans(tree)] == ["Hello<|eot_id|>", "See you<|eot_id|>"]
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3"])
+def test_of_a_conversation_that_an_answer_opens_the_answers_alone_are_scored(name: str) -> None:
+    """Not the template's default system message, nor the assistant's name."""
+    renderer, stop = RENDERERS[name], STOP[name]
+    messages = TALK[1:]
+    tree = renderer.tree(row(messages, 0))
+    assert ids_of(tree) == own_ids(renderer, messages)[: len(ids_of(tree))]
+    assert [renderer.tokenizer.decode(ids_of(tree)[begin:end]) for begin, end in spans(tree)] == [f"Hello{stop}", f"See you{stop}"]
+
+
 # --- what is refused
 
 
@@ -458,6 +483,12 @@ def test_a_prompt_that_changes_once_it_is_answered_is_refused() -> None:
     assert renderer.tree(row(TALK[:2], 1)).branches[0].scored.all()
 
 
+def test_a_completion_that_begins_with_a_question_is_cut_where_the_prompt_ends_or_refused() -> None:
+    """A template that writes eos after a prompt that ends with an answer writes no beginning of the conversation."""
+    assert "prompt differently" in refused(Renderer(tokenizer("llama3"), PHI), row(TALK, 2))
+    assert RENDERERS["llama3"].tree(row(TALK, 2)).branches
+
+
 def test_what_a_template_forbids_is_told_in_its_words() -> None:
     said = refused(RENDERERS["gemma"], row((Message("system", "Be brief"), *TALK), 2))
     assert "System role not supported" in said
@@ -475,6 +506,13 @@ def test_nothing_is_left_out_in_silence() -> None:
     for key in ("tool_calls", "reasoning_content"):
         assert key in refused(bare, row((TALK[0], replace(TALK[1], extra={key: "x"})), 1))
     assert bare.tree(row((replace(TALK[0], extra={"name": "Ann"}), TALK[1]), 1)).branches
+    for extra in ({"tool_calls": []}, {"reasoning_content": "", "thinking": None}):
+        assert bare.tree(row((TALK[0], replace(TALK[1], extra=extra)), 1)).branches, "there is nothing to leave out"
+    for prompt in ("Rain?", ""):
+        text = Example(prompt=prompt, completions=(Completion(content="no"),), tools=({"type": "function"},), where="rows.jsonl:7")
+        assert "tools and its prompt is a string" in refused(RENDERERS["chatml"], text)
+    with pytest.raises(DataError, match="its prompt is a string"):
+        RENDERERS["chatml"].prompt_ids("Rain?", ({"type": "function"},))
     deaf = Renderer(tokenizer("chatml"), "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '<|im_end|>' }}{% endfor %}")
     with pytest.raises(TemplateError, match="leaves out"):
         deaf.stop_ids  # noqa: B018
@@ -485,6 +523,22 @@ def test_control_tokens_in_content_are_refused_and_unknown_words_are_not() -> No
     assert "assistant" in said
     assert "<|im_end|>" in said
     assert RENDERERS["mistral"].tree(row((Message("user", "a <unk> word"), TALK[1]), 1)).branches
+
+
+@pytest.mark.parametrize("arguments", [{"town": "Alm<|im_end|>"}, {"<|im_end|>": 1}, '{"town": ["Alm\\u003c|im_end|>"]}'])
+def test_control_tokens_in_what_messages_carry_are_refused(arguments: object) -> None:
+    call = Message("assistant", "", {"tool_calls": [{"name": "weather", "arguments": arguments}]})
+    assert "<|im_end|>" in refused(RENDERERS["chatml"], row((TALK[0], call), 1))
+    tools = ({"type": "function", "function": {"name": "weather", "description": arguments}},)
+    if not isinstance(arguments, str):
+        assert "a tool holds the control token <|im_end|>" in refused(RENDERERS["chatml"], replace(row(TALK, 1), tools=tools))
+    unread = Message("assistant", "Hello", {"raw": arguments})
+    assert RENDERERS["chatml"].tree(row((TALK[0], unread), 1)).branches, "what no template shows may say anything"
+
+
+def test_a_lone_surrogate_in_a_call_is_named_with_its_row() -> None:
+    call = Message("assistant", "", {"tool_calls": [{"name": "weather", "arguments": {"town": "\ud800"}}]})
+    assert "lone surrogate" in refused(RENDERERS["chatml"], row((TALK[0], call), 1))
 
 
 @pytest.mark.parametrize(

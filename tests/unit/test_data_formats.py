@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.formats import LAYOUTS, as_chat, closest, detect, guess_mapping
+from prefopt.data.preflight import is_empty, kind_of
 from prefopt.data.schema import Row, transcript
 from prefopt.errors import DataError
 from prefopt.types import Completion, Example, Message
@@ -79,6 +80,48 @@ def test_whole_conversations_give_their_shared_turns_as_the_prompt(prompt: dict[
     """Implicit prompt; UltraFeedback's string prompt beside whole conversations; an explicit prompt repeated in both."""
     example = parse(chosen=[U, A], rejected=[U, B], **prompt)
     assert (example.prompt, contents(example)) == ((user("q"),), [(said("good"),), (said("bad"),)])
+
+
+SPACED, SYSTEM = {"role": "user", "content": " q\n"}, {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "head", "want"),
+    [
+        ("q", [SPACED], (user(" q\n"),)),
+        ([U], [SPACED], (user(" q\n"),)),
+        ("", [U], (user("q"),)),
+        ("", [U, B, SPACED], (user("q"), said("bad"), user(" q\n"))),
+        ("q", [SYSTEM, SPACED], (Message("system", "s"), user(" q\n"))),
+        ([SPACED], [SYSTEM, U], (Message("system", "s"), user("q"))),
+        ([SYSTEM, U], [SYSTEM, SPACED], (Message("system", "s"), user(" q\n"))),
+    ],
+)
+def test_the_question_is_put_once_however_a_conversation_repeats_it(prompt: Any, head: list[Any], want: tuple[Message, ...]) -> None:
+    pair = parse(prompt=prompt, chosen=[*head, A], rejected=[*head, B])
+    assert (pair.prompt, contents(pair)) == (want, [(said("good"),), (said("bad"),)])
+    if len(head) < 3:
+        one = parse(prompt=prompt, completion=[*head, A])
+        assert (one.prompt, contents(one)) == (want, [(said("good"),)])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected"),
+    [
+        ("q", [{"role": "user", "content": "other"}, A], [{"role": "user", "content": "other"}, B]),
+        ([U], [SYSTEM, {"role": "user", "content": "other"}, A], [B]),
+        ([SYSTEM, U], [U, A], [U, B]),
+        ("q", [SYSTEM, U, A], [U, B]),
+    ],
+)
+def test_a_second_question_after_the_prompt_is_refused(prompt: Any, chosen: list[Any], rejected: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"d.jsonl:1: the prompt ends with a question, and a completion begins with a message of the"):
+        parse(prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def test_a_prompt_that_ends_with_an_answer_may_be_followed_by_a_question() -> None:
+    example = parse(prompt=[U, A], completion=[U, B])
+    assert (example.prompt, contents(example)) == ((user("q"), said("good")), [(user("q"), said("bad"))])
 
 
 def test_identical_conversations_keep_an_answer() -> None:
@@ -156,6 +199,38 @@ def test_instruction_preferences() -> None:
     assert (example.prompt, contents(example)) == ((Message("system", "s"), user("q")), [(said("3"),), (said("4"),)])
 
 
+ASKED = (Message("system", "s"), user("q"))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        {"prompt": [U], "chosen": "good", "rejected": "bad"},
+        {"prompt": [SYSTEM, U], "chosen": [A], "rejected": [B]},
+        {"chosen": [U, A], "rejected": [U, B]},
+        {"question": "q", "chosen": "good", "rejected": "bad"},
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": A, "rejected": B},
+        {"prompt": "q", "completions": ["bad", "good"], "scores": [1, 2]},
+    ],
+)
+def test_a_column_system_begins_the_conversation(row: dict[str, Any]) -> None:
+    example = parse(system="s", **row)
+    assert (example.prompt, contents(example), example.meta) == (ASKED, [(said("good"),), (said("bad"),)], {})
+    assert parse(**row).prompt in ("q", ASKED, ASKED[1:])
+
+
+def test_a_column_system_of_rows_with_one_answer_or_none() -> None:
+    assert parse(system="s", question="q", answer="good").prompt == ASKED
+    assert parse(system="s", prompt="q").prompt == ASKED
+    assert parse(system="s", prompt="").prompt == (), "an empty prompt stays one"
+    assert contents(parse(system="s", messages=[U, A])) == [(*ASKED, said("good"))]
+    assert parse(system="s", text="q").meta == {"system": "s"}, "a plain text is no conversation"
+    assert parse(system="", prompt="q").prompt == "q"
+    with pytest.raises(DataError, match="the column 'system' and the conversation's own system message differ"):
+        parse(system="other", messages=[SYSTEM, U, A])
+
+
 def test_sharegpt() -> None:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     assert contents(parse(conversations=turns, system="s")) == [(Message("system", "s"), user("q"), said("a"))]
@@ -198,6 +273,46 @@ def test_hh_pairs_with_and_without_prompt(prompt: str | None) -> None:
 def test_an_hh_answer_may_begin_with_human(answer: str) -> None:
     example = parse(hh=True, prompt="Human: q", response_a=answer, response_b="y", label="a")
     assert (example.prompt, contents(example)) == ((user("q"),), [(said(answer),), (said("y"),)])
+
+
+@pytest.mark.parametrize("turns", ["\n\nHuman: q\n\nAssistant:", HH])
+def test_an_hh_dialogue_without_an_answer_is_an_empty_one(turns: str) -> None:
+    for fields in ({}, {"prompt": turns}):
+        example = parse(hh=True, chosen=turns, rejected=turns + " bad", **fields)
+        assert (example.prompt, contents(example)) == (transcript(turns), [(said(""),), (said("bad"),)])
+
+
+def test_hh_dialogues_beside_a_plain_prompt() -> None:
+    for head in ("\n\nHuman: q\n\nAssistant:", "Human: q \n\nAssistant:"):
+        example = parse(hh=True, prompt="q", chosen=head + " good", rejected=head + " bad")
+        assert (example.prompt, contents(example)) == ((user("q"),), [(said("good"),), (said("bad"),)])
+
+
+def test_lists_and_single_answers_may_stand_beside_each_other() -> None:
+    example = parse(prompt="q", chosen=["a", "b"], rejected="c")
+    assert (contents(example), ranks(example)) == (["a", "b", "c"], [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "completions": [], "scores": []},
+        {"prompt": "q", "completions": [], "ranks": []},
+        {"instruction": "q", "completions": []},
+        {"prompt": "q", "completions": [], "labels": []},
+        {"problem": "q", "steps": [], "labels": []},
+    ],
+)
+def test_a_list_of_no_answers_is_an_empty_one(row: dict[str, Any]) -> None:
+    example = parse(**row)
+    assert kind_of(example) == ("steps" if "labels" in row else "demonstrations")
+    assert all(is_empty(content) for content in contents(example))
+
+
+def test_a_label_without_a_step_is_refused() -> None:
+    with pytest.raises(DataError, match="the last step is empty and has a label"):
+        parse(prompt="q", completions=["a", "b", ""], labels=[1, 1, 0])
+    assert parse(prompt="q", completions=["a", "b", ""], labels=[1, 1, None]).completions[0].step_labels == (1.0, 1.0, None)
 
 
 def test_without_an_hh_first_row_strings_stay() -> None:

@@ -126,6 +126,18 @@ def test_folders_patterns_lists_and_limit(tmp_path: Path) -> None:
         texts(str(tmp_path), limit=0)
 
 
+def test_a_file_whose_name_is_a_pattern_too_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run[1].jsonl").write_bytes(jsonl([{"text": "x"}]))
+    assert len(list(read(str(tmp_path / "run[1].jsonl")))) == 1
+
+
+def test_a_table_says_which_answers_ended(tmp_path: Path) -> None:
+    row = {"prompt": "q", "completions": ["a", "b"], "scores": [1, 0], "finished": [True, False]}
+    (tmp_path / "d.csv").write_bytes(as_csv([row]))
+    (example,) = read(str(tmp_path / "d.csv"))
+    assert [completion.ended for completion in example.completions] == [True, False]
+
+
 def test_hh_is_decided_by_the_first_row(tmp_path: Path) -> None:
     rows = [{"prompt": "hi", "completion": "a"}, {"prompt": "Human: q", "completion": "a"}]
     (tmp_path / "a.jsonl").write_bytes(jsonl(rows))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefopt.errors import ModelError, TrainingError
@@ -259,3 +260,13 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path
     with pytest.raises(ModelError, match=r"the weights take .* GB as float32 and .* are free\n.*model.dtype=bf16"):
         load_causal(ModelSettings(path=str(tmp_path)))
     load_causal(ModelSettings(path=str(tmp_path), dtype="bf16"))
+
+
+def test_weights_that_lie_there_twice_are_counted_once(tmp_path: Path) -> None:
+    """As Mistral's own form beside transformers'; and weights in several files, told by their index."""
+    size = sum(p.numel() for p in tiny_model().parameters())
+    for name, shard in (("one", "1GB"), ("several", "20KB")):
+        tiny_model().save_pretrained(tmp_path / name, max_shard_size=shard)
+        save_file({"w": torch.zeros(size)}, tmp_path / name / "consolidated.safetensors")
+        assert (tmp_path / name / "model.safetensors").exists() == (name == "one")
+        assert room._parameters(tmp_path / name) == size

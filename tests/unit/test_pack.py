@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from prefopt.pack.plan import Plan, micro_batches, mismatched, share
+from prefopt.pack.plan import Plan, longest, micro_batches, mismatched, share
 from prefopt.pack.tree import pack, pad, ranked_pairs
 from prefopt.types import Branch, TokenTree
 from tests.tiny import pair_trees, random_tree, random_trees
@@ -109,6 +109,16 @@ def test_micro_batches_hold_every_tree_once_within_the_limit(padded: bool, limit
         batch = (pad if padded else pack)(part)
         assert batch.tokens <= limit or len(part) == 1
     assert len(parts) == 1 or limit < 10_000
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_pass_holds_trees_of_one_side_of_a_border(padded: bool) -> None:
+    trees = pair_trees(0, 30)
+    for border in (5, 15, 18, 100):
+        parts = micro_batches(trees, 10_000, padded=padded, border=border)
+        assert sorted(tree.index for part in parts for tree in part) == list(range(30))
+        assert all(len({longest(tree) > border for tree in part}) == 1 for part in parts)
+        assert len(parts) == len({longest(tree) > border for tree in trees})
 
 
 def test_ranks_share_a_step_without_overlap() -> None:

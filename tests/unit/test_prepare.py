@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefopt.data.check import check
-from prefopt.data.preflight import ALONE, CUT_BEFORE, FITS, SEEN_PROMPT
+from prefopt.data.preflight import ALONE, CUT_BEFORE, DUPLICATE, EMPTY, FITS, IDENTICAL, SEEN_PROMPT
 from prefopt.errors import DataError
 from prefopt.losses.methods import METHODS
 from prefopt.pack.prepare import Prepared, prepare
@@ -279,6 +279,16 @@ def test_pairs_made_identical_by_the_cut_are_dropped(make: Maker) -> None:
     assert len(ready.train) == 99
 
 
+def test_pairs_that_the_template_makes_identical_are_bounded(make: Maker) -> None:
+    """Nothing was cut of them, so no option accepted the loss."""
+    trims = Renderer(make.renderer.tokenizer, str(make.renderer.template).replace("message['content']", "message['content'] | trim"))
+    path = make.write([pair(chosen="same", rejected="same\n"), *PAIRS[:3]])
+    prepared = prepare(DataSettings(path=path, chat=True, max_dropped=0.25), trims, data="pairs", max_length=None, seed=0)
+    assert (len(prepared.train), spoken(prepared)) == (3, {IDENTICAL: 1})
+    with pytest.raises(DataError, match="1 identical completions, first at"):
+        prepare(DataSettings(path=path, chat=True), trims, data="pairs", max_length=None, seed=0)
+
+
 def test_a_long_text_becomes_chunks_that_lose_nothing(make: Maker) -> None:
     rows = [{"text": "short"}, {"text": "".join(chr(97 + i % 26) for i in range(95))}, {"text": "another"}]
     whole = make(rows, "text")
@@ -344,6 +354,15 @@ def test_held_out_file_and_prompts_seen_in_training(make: Maker) -> None:
     ready = make(PAIRS, "pairs", eval_path=heldout)
     assert (len(ready.train), [tree.index for tree in ready.heldout]) == (200, [200, 201])
     assert ready.preflight.facts["held-out prompt is also trained on"].first.endswith("heldout.jsonl:1")
+
+
+def test_a_held_out_prompt_that_is_cut_is_found_in_training(make: Maker) -> None:
+    """What is left of a prompt on the left depends on its answers."""
+    heldout = make.write([pair("x" * 40 + " the same", "a" * 10)], "heldout.jsonl")
+    cut = {"truncation": "prompt_left", "max_truncated": 1.0}
+    ready = make([pair("x" * 40 + " the same", "a" * 20)], "pairs", max_length=40, eval_path=heldout, **cut)
+    assert len(ready.train[0].prompt) != len(ready.heldout[0].prompt)
+    assert ready.preflight.facts[SEEN_PROMPT].count == 1
 
 
 def test_one_group_cannot_be_held_out(make: Maker) -> None:
@@ -416,6 +435,9 @@ def test_answers_that_were_cut_off_have_no_stop_token(make: Maker) -> None:
         (tree,) = prepared.train
         assert [int(branch.ids[-1]) == EOS for branch in tree.branches] == ended
         assert spoken(prepared) == {CUT_BEFORE: 1}
+    path = make.write([ranking])
+    twice = prepare(DataSettings(path=[path, path]), make.renderer, data="pairs", max_length=None, seed=0)
+    assert (len(twice.train), spoken(twice)) == (2, {CUT_BEFORE: 2, DUPLICATE: 1})
     plain = make([{**ranking, "finished": [True, True]}], "pairs")
     assert spoken(plain) == {}
 
@@ -430,6 +452,13 @@ def test_a_ranking_that_one_answer_is_left_of_is_dropped_and_counted(make: Maker
     assert len(make([left, whole], "demonstrations").train) == 2
     with pytest.raises(DataError, match="demonstrations"):
         make([{"prompt": "p", "completion": "x"}], "pairs")
+
+
+def test_a_row_without_answers_is_counted_as_empty(make: Maker) -> None:
+    none = {"prompt": "p", "completions": [], "scores": []}
+    assert spoken(make([none, {"prompt": "q", "completions": ["one", "two"], "scores": [1, 0]}], "rankings", max_dropped=0.5)) == {EMPTY: 1}
+    steps = {"prompt": "p", "completions": ["a", "b"], "labels": [1, 0]}
+    assert spoken(make([{**steps, "completions": [], "labels": []}, steps], "steps", max_dropped=0.5)) == {EMPTY: 1}
 
 
 def test_rows_of_a_prompt_that_is_cut_differently_stay_on_one_side(make: Maker) -> None:

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cache_key
+from prefopt.pack.tree import pad
+from prefopt.settings import LoraSettings
+from prefopt.training.lora import add_adapter
 from prefopt.types import TokenTree
 from tests.tiny import pair_trees, tiny_model
 
@@ -74,6 +77,22 @@ def test_a_slow_adapter_moves_in_half_precision() -> None:
     with reference.sampling() as model:
         assert torch.equal(model["lora_B"].weight, found["lora_B.weight"].bfloat16())
     assert torch.equal(policy["lora_B"].weight, torch.ones(3, 3, dtype=torch.bfloat16))
+
+
+def test_an_adapter_of_an_embedding_is_followed_from_where_it_began() -> None:
+    """Of its two weights A is the one that begins at zero."""
+    policy = add_adapter(tiny_model(), LoraSettings(rank=2, targets=["embed_tokens"]), scorer=False, seed=0)
+    batch = pad(pair_trees(0, 2))
+    reference = AdapterReference(policy)
+    before = reference.logps(batch)
+    with torch.no_grad():
+        for name, weight in policy.named_parameters():
+            if "lora_embedding_A" in name:
+                weight.normal_(0.0, 0.5)
+    reference.sync(policy, 0.0)
+    torch.testing.assert_close(reference.logps(batch), before)
+    reference.sync(policy, 1.0)
+    assert float((reference.logps(batch) - before).abs().max()) > 0.01
 
 
 def prompt_changed(tree: TokenTree) -> TokenTree:

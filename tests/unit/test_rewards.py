@@ -17,9 +17,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from prefopt.errors import DataError, OptionError, PrefoptError, RewardError, TemplateError
+from prefopt.errors import DataError, ModelError, OptionError, PrefoptError, RewardError, TemplateError
 from prefopt.model.reading import Reading
-from prefopt.rollout.policy import RewardModel
+from prefopt.rollout.policy import RewardModel, load
 from prefopt.rollout.rewards import Rolled, Verdict, build
 from prefopt.rollout.rewards.combine import Sum, length_penalty, missing_eos, soft_overlong
 from prefopt.rollout.rewards.endpoint import EndpointReward
@@ -123,6 +123,16 @@ def test_prompts_that_a_reward_model_cannot_read_are_refused_before_anything_is_
         strict.check([rolled(prompt=(Message("system", "Be brief."), *ASKED)).example])
     with pytest.raises(DataError, match=r"p\.jsonl:1: prompt and answer have \d+ tokens, more than the 64(.|\n)*data\.max_length"):
         strict.check([rolled(prompt=ASKED).example, rolled(prompt=(Message("user", "town " * 100),)).example])
+
+
+def test_an_encoder_is_no_reward_model(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 900, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32}
+    config = AutoConfig.for_model("deberta-v2", **sizes, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer("base").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has no score head at the last token") as caught:
+        load(str(tmp_path))
+    assert caught.value.where == str(tmp_path)
 
 
 def test_what_one_source_cannot_judge_is_not_judged() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from scipy import stats
 from prefopt.errors import DataError, OptionError
 from prefopt.rollout import decoding
 from prefopt.rollout.local import LocalSampler
+from prefopt.rollout.policy import Policy, load
 from prefopt.rollout.sampler import Sample, draw, finish, inverse_cdf, nucleus
 from prefopt.settings import RolloutSettings
 from prefopt.text.chat import Renderer
@@ -50,6 +53,24 @@ def model_logps(model: Any, prompt: IntArray, sample: Sample, temperature: float
 def same(left: list[list[Sample]], right: list[list[Sample]]) -> bool:
     pairs = [(a, b) for xs, ys in zip(left, right, strict=True) for a, b in zip(xs, ys, strict=True)]
     return all(a.ids.tolist() == b.ids.tolist() and np.allclose(a.logps, b.logps, atol=1e-4) for a, b in pairs)
+
+
+# --- what ends an answer
+
+
+def test_the_models_own_stops_end_an_answer_and_are_kept(tmp_path: Path) -> None:
+    """Llama 3.1 ends a call with <|eom_id|>, which no template says; token 17 is a word, which an untold config may name."""
+    words = tokenizer("llama3")
+    model = tiny_model()
+    model.resize_token_embeddings(len(words))
+    end_of_text, eot, eom = words.convert_tokens_to_ids(["<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"])
+    model.generation_config.eos_token_id = [end_of_text, eom, 17]
+    policy = Policy(model, words, Renderer(words), "model")
+    assert policy.stop_ids == (eot, end_of_text, eom)
+    assert policy.sampler(RolloutSettings(), chat=True).stop_ids == policy.stop_ids
+    policy.save(tmp_path)
+    assert load(str(tmp_path)).stop_ids == policy.stop_ids
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [eot, end_of_text, eom]
 
 
 # --- against transformers and plain forwards

@@ -36,11 +36,12 @@ from prefopt.training import setup as jobs
 from prefopt.training.coupling import couple, mismatched_kl
 from prefopt.training.fit import Interrupted, fit
 from prefopt.training.loop import evaluate
+from prefopt.training.lora import add_adapter
 from prefopt.training.rounds import measure
 from prefopt.training.setup import Setup, build_job
 from prefopt.training.stream import Rows
 from prefopt.types import TokenTree
-from tests.tiny import random_tree
+from tests.tiny import random_tree, tiny_model
 from tests.worlds import UNTIMED, language_model, losses_of, metrics_of, rows_for, run
 
 AT_REFERENCE = {
@@ -214,6 +215,20 @@ def test_lora_trains_only_the_adapter_and_leaves_a_merged_model(tmp_path: Path) 
     assert not any("lora" in name for name in merged)
     assert torch.equal(merged["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
     assert not torch.equal(merged["model.layers.0.self_attn.q_proj.weight"], start["model.layers.0.self_attn.q_proj.weight"])
+
+
+def test_an_adapter_of_a_tied_embedding_is_refused() -> None:
+    """Merging would change the output head, which trained without it."""
+    for tied in (True, False):
+        model = tiny_model()
+        if tied:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        settings = LoraSettings(rank=4, targets=["embed_tokens", "q_proj"])
+        if not tied:
+            assert add_adapter(model, settings, scorer=False, seed=0)
+            continue
+        with pytest.raises(OptionError, match="the embedding of this model is its output head"):
+            add_adapter(model, settings, scorer=False, seed=0)
 
 
 def test_a_reward_models_head_learns_beside_its_adapter(tmp_path: Path) -> None:

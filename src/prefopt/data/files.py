@@ -212,7 +212,7 @@ def _malformed(message: str, where: str) -> DataError:
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 _TYPED_CELLS = (
-    *("label", "labels", "scores", "ranks", "margin", "score_chosen", "score_rejected", "steps", "completions", "votes"),
+    *("label", "labels", "scores", "ranks", "margin", "score_chosen", "score_rejected", "steps", "completions", "votes", "finished"),
     *("messages", "conversations", "history", "tools", "meta"),
 )
 

@@ -40,8 +40,8 @@ class Layout:
         Raises:
             DataError: a column is missing or its value is of the wrong kind.
         """
-        prompt, completions = _harmonise(self.parse(row))
-        used = {*self.needs, *self.reads, "tools", "margin"}
+        prompt, completions = _with_system(row, _harmonise(row, self.parse(row)), self.kind)
+        used = {*self.needs, *self.reads, "tools", "margin", *(("system",) if self.kind != "text" else ())}
         meta = _meta(row, used)
         return Example(
             prompt=prompt,
@@ -75,27 +75,75 @@ def _group(row: Row, meta: Mapping[str, Any]) -> str | None:
     return str(group)
 
 
-def _harmonise(parsed: Parsed) -> Parsed:
+def _harmonise(row: Row, parsed: Parsed) -> Parsed:
     """Prompt and completions in one form: all strings or all messages; a prompt repeated at the head of every completion is cut."""
     prompt, completions = parsed
     if isinstance(prompt, str) and not any(isinstance(c.content, tuple) for c in completions):
         return parsed
-    if isinstance(prompt, str):
-        prompt = (Message("user", prompt),)
     contents = [c.content if isinstance(c.content, tuple) else (Message("assistant", c.content),) for c in completions]
-    if prompt and contents and all(content[: len(prompt)] == prompt for content in contents):
-        contents = [content[len(prompt) :] for content in contents]
-    return Parsed(prompt, [replace(c, content=content) for c, content in zip(completions, contents, strict=True)])
+    asked = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+    asks = bool(asked) and asked[-1].role == "user"  # else messages of any role may follow, as in a conversation without a prompt
+    whole = [content[0].role for content in contents if asks and content and content[0].role in ("system", "user")]
+    opening = _opening(prompt, contents) if whole else ()
+    if not opening and asked and contents and all(content[: len(asked)] == asked for content in contents):
+        opening = asked
+    if whole and not opening:
+        what = f"the prompt ends with a question, and a completion begins with a message of the {whole[0]} that is not the prompt's"
+        raise DataError(what, where=row.where, fix="give answers alone, or whole conversations that all begin with the prompt")
+    contents = [content[len(opening) :] for content in contents]
+    return Parsed(opening or asked, [replace(c, content=content) for c, content in zip(completions, contents, strict=True)])
+
+
+def _opening(prompt: Text, contents: Sequence[tuple[Message, ...]]) -> tuple[Message, ...]:
+    """The first turns that whole conversations share and that say what the prompt says, but for spaces and a system message more.
+
+    A prompt that is a string may be any question among them, or blank: it is what two conversations share, or the first question of one.
+    """
+    shared = contents[0][: _common_prefix(contents)]
+    ends = [i for i, turn in enumerate(shared, 1) if turn.role == "user"]
+    if not isinstance(prompt, str):
+        first = int(shared[:1] != () and shared[0].role == "system" != prompt[0].role)
+        return shared[: next((i for i in ends if _said(shared[first:i]) == _said(prompt)), 0)]
+    found = [i for i in ends if prompt.strip() in ("", shared[i - 1].content.strip())]
+    return shared if found and len(contents) > 1 else shared[: min(found, default=0)]
+
+
+def _said(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.content.strip()) for message in messages]
+
+
+def _with_system(row: Row, parsed: Parsed, kind: str) -> Parsed:
+    """The conversation with the column `system` as its first message. A row that has one is a conversation; a plain text is none."""
+    if kind == "text" or not row.fields.get("system"):
+        return parsed
+    first = Message("system", row.string("system"))
+    prompt, completions = parsed
+    if isinstance(prompt, str):
+        asked = (Message("user", prompt),) if prompt.strip() else ()
+        prompt, completions = _harmonise(row, Parsed(asked, completions))
+    assert isinstance(prompt, tuple)
+    if prompt:
+        return Parsed(_led(row, first, prompt), completions)
+    return Parsed(prompt, [replace(c, content=_led(row, first, c.content)) for c in completions])  # type: ignore[arg-type] # messages
+
+
+def _led(row: Row, first: Message, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if not messages or messages[0].role != "system":
+        return (first, *messages)
+    if messages[0].content.strip() != first.content.strip():
+        fix = "leave one of them out"
+        raise DataError("the column 'system' and the conversation's own system message differ", where=row.where, fix=fix)
+    return messages
 
 
 def _pair(chosen: Text, rejected: Text, scores: tuple[float | None, float | None] = (None, None)) -> list[Completion]:
     return [Completion(content=chosen, rank=0, score=scores[0]), Completion(content=rejected, rank=1, score=scores[1])]
 
 
-def _common_prefix(a: tuple[Message, ...], b: tuple[Message, ...]) -> int:
-    """How many first turns two conversations share, leaving each its last one."""
-    shared = 0
-    while shared < min(len(a), len(b)) - 1 and a[shared] == b[shared]:
+def _common_prefix(conversations: Sequence[tuple[Message, ...]]) -> int:
+    """How many first turns conversations share, leaving each its last one."""
+    shared, most = 0, min(map(len, conversations)) - 1
+    while shared < most and all(turns[shared] == conversations[0][shared] for turns in conversations):
         shared += 1
     return shared
 
@@ -126,9 +174,7 @@ def _messages(row: Row) -> Parsed:
 
 
 def _sharegpt(row: Row) -> Parsed:
-    messages = row.as_messages(row.get("conversations"), "conversations")
-    system = (Message("system", row.string("system")),) if row.has("system") and row.fields["system"] else ()
-    return Parsed((), [Completion(content=system + messages)])
+    return Parsed((), [Completion(content=row.as_messages(row.get("conversations"), "conversations"))])
 
 
 def _prompt(row: Row) -> Parsed:
@@ -150,36 +196,43 @@ def _answer(row: Row, column: str) -> Text:
     if not row.hh or not isinstance(value, str):
         return row.as_text(value, column)
     said = row.as_string(value, column)
-    prompt, whole = row.text("prompt"), transcript(said) if is_transcript(said) else ()
-    if len(whole) > len(prompt) and whole[: len(prompt)] == prompt:
+    prompt, whole = row.text("prompt"), transcript(said, answered=True) if is_transcript(said) else ()
+    if whole and (isinstance(prompt, str) or (len(whole) > len(prompt) and whole[: len(prompt)] == prompt)):
         return whole
     return transcript("Assistant: " + said) or (Message("assistant", ""),)
 
 
+def _dialogue(row: Row, column: str) -> Text:
+    """A whole conversation; the empty answer that an HH dialogue may end with is kept, to be counted."""
+    value = row.get(column)
+    if row.hh and is_transcript(value):
+        return transcript(row.as_string(value, column), answered=True)
+    return row.as_text(value, column)
+
+
 def _preference(row: Row) -> Parsed:
-    lists = [_strings(row, name) for name in ("chosen", "rejected")]
-    if any(lists):
+    columns = ("chosen", "rejected")
+    if any(_are_strings(row.fields.get(name)) for name in columns):
+        lists = [_strings(row, name) for name in columns]
         return Parsed(row.text("prompt"), [Completion(content=text, rank=rank) for rank, texts in enumerate(lists) for text in texts])
     scores = (row.number("score_chosen"), row.number("score_rejected"))
-    chosen, rejected = _answer(row, "chosen"), _answer(row, "rejected")
-    prompt = row.text("prompt")
-    if isinstance(prompt, str) and isinstance(chosen, tuple) and isinstance(rejected, tuple):
-        shared = _common_prefix(chosen, rejected)
-        if any(turn.role == "user" and turn.content == prompt for turn in chosen[:shared]):
-            return Parsed(chosen[:shared], _pair(chosen[shared:], rejected[shared:], scores))
-    return Parsed(prompt, _pair(chosen, rejected, scores))
+    return Parsed(row.text("prompt"), _pair(_answer(row, "chosen"), _answer(row, "rejected"), scores))
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and isinstance(value[0], str)
 
 
 def _strings(row: Row, column: str) -> list[str]:
-    """The answers of a column that holds a list of strings (RewardBench 2), empty where it holds one answer."""
-    given = row.fields.get(column)
-    listed = isinstance(given, list) and len(given) > 0 and isinstance(given[0], str)
-    return [str(row.as_text(text, f"{column}[{i}]")) for i, text in enumerate(given)] if listed else []  # type: ignore[arg-type]
+    """The answers of a column of several (RewardBench 2), or its only one."""
+    given = row.get(column)
+    texts = [given] if isinstance(given, str) else row.items(column)
+    return [row.as_string(text, f"{column}[{i}]") for i, text in enumerate(texts)]
 
 
 def _implicit_preference(row: Row) -> Parsed:
     scores = (row.number("score_chosen"), row.number("score_rejected"))
-    chosen, rejected = row.text("chosen"), row.text("rejected")
+    chosen, rejected = _dialogue(row, "chosen"), _dialogue(row, "rejected")
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise DataError(
             "'chosen' and 'rejected' are strings and there is no 'prompt' column, so the prompt is not known",
@@ -187,7 +240,7 @@ def _implicit_preference(row: Row) -> Parsed:
             fix=_renames(guess_mapping(("prompt",), list(row.fields)))
             or "add a 'prompt' column, or give whole conversations as lists of {role, content} messages",
         )
-    shared = _common_prefix(chosen, rejected)
+    shared = _common_prefix((chosen, rejected))
     if not shared:
         raise DataError(
             "'chosen' and 'rejected' share no first message, so there is no common prompt",
@@ -227,6 +280,8 @@ def _plurality(row: Row) -> str:
 
 def _ranking(row: Row) -> Parsed:
     contents = [row.as_text(v, f"completions[{i}]") for i, v in enumerate(row.items("completions"))]
+    if not contents:
+        return _unanswered(row.text("prompt"))
     scores = _numbers(row, "scores", len(contents))
     ranks = _numbers(row, "ranks", len(contents)) or [-score for score in scores]
     if len(ranks) != len(contents):
@@ -234,6 +289,11 @@ def _ranking(row: Row) -> Parsed:
     known: list[float] | list[None] = scores or [None] * len(contents)
     rows = zip(contents, _dense_ranks(ranks), known, _ended(row, len(contents)), strict=True)
     return Parsed(row.text("prompt"), [Completion(content=c, rank=r, score=s, ended=ended) for c, r, s, ended in rows])
+
+
+def _unanswered(prompt: Text) -> Parsed:
+    """A list of no answers, counted as an empty one."""
+    return Parsed(prompt, [Completion(content="", rank=0)])
 
 
 def _ended(row: Row, count: int) -> list[bool]:
@@ -262,6 +322,8 @@ def _ultrafeedback(row: Row) -> Parsed:
         scores.append(row.as_number(item["overall_score"], f"completions[{i}].overall_score"))
     ranked = zip(contents, _dense_ranks([-score for score in scores]), scores, strict=True)
     prompt = (Message("user", row.string("instruction")),)
+    if not contents:
+        return _unanswered(prompt)
     return Parsed(prompt, [Completion(content=c, rank=r, score=s) for c, r, s in ranked])
 
 
@@ -277,7 +339,12 @@ def _steps(row: Row, column: str) -> Completion:
     r"""A completion in steps, "\n" between them; a step's text ends with the newline that closes it, so the steps join to the content."""
     bare = [row.as_string(v, f"{column}[{i}]") for i, v in enumerate(row.items(column))]
     steps = tuple(step if step.endswith("\n") else step + "\n" for step in bare[:-1]) + tuple(bare[-1:])
-    return Completion(content="".join(steps), steps=steps, step_labels=row.step_labels("labels", len(steps)))
+    labels = row.step_labels("labels", len(steps))
+    if not steps:
+        return Completion(content="", steps=("",), step_labels=(None,))  # an empty answer, which is counted
+    if not steps[-1] and labels[-1] is not None and len(steps) > 1:
+        raise DataError("the last step is empty and has a label", where=row.where, fix="leave out the step and its label")
+    return Completion(content="".join(steps), steps=steps, step_labels=labels)
 
 
 def _alpaca(row: Row) -> Parsed:
@@ -289,8 +356,8 @@ def _instruction_preference(row: Row) -> Parsed:
 
 
 def _instruction(row: Row) -> tuple[Message, ...]:
-    """The conversation up to the answer: `system`, `history`, then `instruction` (or `question`) with its `input` below."""
-    turns = [Message("system", row.string("system"))] if row.has("system") and row.fields["system"] else []
+    """The conversation up to the answer: `history`, then `instruction` (or `question`) with its `input` below."""
+    turns = []
     for i, turn in enumerate(row.items("history") if row.has("history") else ()):
         if isinstance(turn, str) or not isinstance(turn, Sequence) or len(turn) != 2:
             raise row.wrong(f"history[{i}]", turn, "a list of two strings, instruction and answer")
@@ -318,16 +385,16 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout("UltraFeedback", ("instruction", "completions"), "rankings", _ultrafeedback),
     Layout("preference", ("prompt", "chosen", "rejected"), "pairs", _preference, SCORES),
     Layout("ShareGPT preference", ("conversations", "chosen", "rejected"), "pairs", _sharegpt_preference),
-    Layout("Alpaca preference", ("instruction", "chosen", "rejected"), "pairs", _instruction_preference, ("input", "system", "history")),
-    Layout("question preference", ("question", "chosen", "rejected"), "pairs", _instruction_preference, ("system",)),
+    Layout("Alpaca preference", ("instruction", "chosen", "rejected"), "pairs", _instruction_preference, ("input", "history")),
+    Layout("question preference", ("question", "chosen", "rejected"), "pairs", _instruction_preference),
     Layout("preference, implicit prompt", ("chosen", "rejected"), "pairs", _implicit_preference, SCORES),
     Layout("judged pair", ("prompt", "response_a", "response_b", "label"), "pairs", _judged_pair),
     Layout("judged pair, votes only", ("prompt", "response_a", "response_b", "votes"), "pairs", _judged_pair),
     Layout("prompt, completion, label", ("prompt", "completion", "label"), "labels", _unpaired),
     Layout("prompt, completion", ("prompt", "completion"), "demonstrations", _prompt_completion),
     Layout("messages", ("messages",), "demonstrations", _messages),
-    Layout("ShareGPT", ("conversations",), "demonstrations", _sharegpt, ("system",)),
-    Layout("Alpaca", ("instruction", "output"), "demonstrations", _alpaca, ("input", "system", "history")),
+    Layout("ShareGPT", ("conversations",), "demonstrations", _sharegpt),
+    Layout("Alpaca", ("instruction", "output"), "demonstrations", _alpaca, ("input", "history")),
     Layout("question, answer", ("question", "answer"), "demonstrations", _question_answer),
     Layout("text", ("text",), "text", _text),
     Layout("prompt only", ("prompt",), "prompts", _prompt),

@@ -108,7 +108,7 @@ class Preflight:
     _seen: set[bytes] = field(default_factory=set, repr=False)
     _prompts: set[bytes] = field(default_factory=set, repr=False)
     _cut: dict[str, int] = field(default_factory=dict, repr=False)
-    """How many answers of a row on its way to tokens have no stop token to lose."""
+    """How many answers of a row have no stop token to lose."""
 
     def __post_init__(self) -> None:
         if self.renderer is None:
@@ -185,7 +185,8 @@ class Preflight:
             return self.drop(UNSCORED, tree.where)
         bodies = [branch.ids.tobytes() for branch in tree.branches]
         if len(bodies) > 1 and len(set(bodies)) == 1:
-            return self.drop(IDENTICAL_CUT, tree.where)
+            cut = any(len(b.ids) < len(a.ids) for a, b in zip(was.branches, tree.branches, strict=True))
+            return self.drop(IDENTICAL_CUT if cut else IDENTICAL, tree.where)  # uncut, the template or the tokenizer made them so
         self.sequences += len(tree.branches)
         self.note(PROMPT_CUT, tree.where, int(len(tree.prompt) < len(was.prompt)))
         self.note(COMPLETION_CUT, tree.where, sum(len(b.ids) < len(a.ids) for a, b in zip(was.branches, tree.branches, strict=True)))
@@ -210,7 +211,7 @@ class Preflight:
         if not ends:
             return
         missing = sum(int(b.ids[b.scored.nonzero()[0][-1]]) not in stops for b in tree.branches)
-        self.note(LOST_EOS, tree.where, max(missing - self._cut.pop(tree.where, 0), 0))
+        self.note(LOST_EOS, tree.where, max(missing - self._cut.get(tree.where, 0), 0))
 
     # --- verdict
 

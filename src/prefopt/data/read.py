@@ -6,6 +6,7 @@ import glob
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prefopt.data.files import RawRow, find, raw_rows
 from prefopt.data.formats import Layout, detect
@@ -71,7 +72,7 @@ def expand(path: str) -> list[str]:
     Raises:
         DataError: there are none.
     """
-    if not glob.has_magic(path):
+    if Path(path).exists() or not glob.has_magic(path):
         return find(path)
     names = sorted(glob.glob(path))
     if not names:

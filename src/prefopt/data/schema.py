@@ -36,11 +36,11 @@ def is_transcript(value: object) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
-def transcript(text: str) -> tuple[Message, ...]:
+def transcript(text: str, *, answered: bool = False) -> tuple[Message, ...]:
     r"""The turns of an HH dialogue ("\n\nHuman: ...\n\nAssistant: ...").
 
     A speaker who goes on after a marker of the same name has one turn, a blank line between its parts; an empty last Assistant turn
-    only asks for the answer and is left out.
+    only asks for the answer and is left out, or is the answer where one was `answered`.
     """
     _, *parts = _TURN.split(text.strip())
     turns: list[Message] = []
@@ -48,7 +48,7 @@ def transcript(text: str) -> tuple[Message, ...]:
         role = ROLE_OF_SPEAKER[speaker.lower()]
         before = turns.pop().content + "\n\n" if turns and turns[-1].role == role else ""
         turns.append(Message(role, (before + content.strip()).strip()))
-    if turns and turns[-1] == Message("assistant", ""):
+    if not answered and turns and turns[-1] == Message("assistant", ""):
         turns.pop()
     return tuple(turns)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import TypeVar
 
@@ -50,10 +50,10 @@ def sides(items: Sequence[Example] | Sequence[TokenTree], fraction: float, seed:
     return found
 
 
-def overlap(train: Iterable[Example | TokenTree], heldout: Iterable[Example | TokenTree]) -> list[str]:
-    """The places of held-out rows whose prompt is also trained on."""
-    seen = {prompt_key(item) for item in train}
-    return [item.where for item in heldout if prompt_key(item) in seen]
+def overlap(train: Iterable[Item], heldout: Iterable[Item], key: Callable[[Item], bytes] = prompt_key) -> list[str]:
+    """The places of held-out rows whose prompt, by its `key`, is also trained on."""
+    seen = {key(item) for item in train}
+    return [item.where for item in heldout if key(item) in seen]
 
 
 def _digest(data: bytes) -> bytes:

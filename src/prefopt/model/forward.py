@@ -59,7 +59,18 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def limit_of(model: Any) -> int | None:
     """Longest sequence the model was built for, in tokens; None where it has no limit."""
-    return getattr(base_of(model).config, "max_position_embeddings", None) or None
+    return getattr(_text_config(model), "max_position_embeddings", None) or None
+
+
+def border_of(model: Any) -> int | None:
+    """Longest sequence read with one table of positions, where longer ones, and all read beside them, get another (LongRoPE)."""
+    rope = getattr(_text_config(model), "rope_parameters", None) or {}
+    return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+
+
+def _text_config(model: Any) -> Any:
+    """What the config says of the language model: in one that sees or hears too it is a part of its own."""
+    return base_of(model).config.get_text_config()
 
 
 def layers_of(model: Any) -> list[Any]:
@@ -99,7 +110,7 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
         linear = base.get_input_embeddings()  # a reward model whose language head is its embedding
     if linear is None or not hasattr(linear, "weight") or hasattr(linear, "lora_A"):
         raise ModelError(f"{type(base).__name__} has no plain linear output head", fix="leave lm_head out of lora.targets")
-    config = base.config
+    config = _text_config(model)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(linear.weight, getattr(linear, "bias", None), scale, getattr(config, "final_logit_softcapping", None), temperature)
 

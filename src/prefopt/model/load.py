@@ -91,14 +91,18 @@ def load_scorer(settings: ModelSettings, *, outputs: int | None = None, seed: in
         seed: of what is new.
 
     Raises:
-        ModelError: a reward model with another number of outputs.
+        ModelError: a reward model with another number of outputs, or none that reads a decoder's last token.
     """
     config = load_config(settings.path)
     found = int(config.num_labels) if is_reward_model(config) else None
     if None not in (found, outputs) and found != outputs:
         fix = "start from the language model, or leave heads out"
         raise ModelError(f"this reward model has {found} outputs, {outputs} are asked for", where=settings.path, fix=fix)
-    return _load(AutoModelForSequenceClassification, settings, seed, num_labels=outputs or found or 1)
+    model = _load(AutoModelForSequenceClassification, settings, seed, num_labels=outputs or found or 1)
+    if not hasattr(model, "score"):
+        what = f"{type(model).__name__} has no score head at the last token, which reward models are read by"
+        raise ModelError(what, where=settings.path, fix="take a reward model made of a language model, not of an encoder (BERT, DeBERTa)")
+    return model
 
 
 def add_language_head(model: PreTrainedModel, settings: ModelSettings) -> None:

@@ -136,7 +136,7 @@ class AdapterReference:
         """See `Reference`; before the first sync the reference's adapter is the fresh one, whose update is zero."""
         current = {name: p for name, p in policy.named_parameters() if p.requires_grad}
         if not self._adapter:
-            self._adapter = {name: torch.zeros_like(p) if "lora_B" in name else p.detach().clone() for name, p in current.items()}
+            self._adapter = {name: torch.zeros_like(p) if _starts_at_zero(name) else p.detach().clone() for name, p in current.items()}
         if rate < 1:
             self._adapter = {name: kept.float() if _is_half(kept) else kept for name, kept in self._adapter.items()}
         for name, p in current.items():
@@ -208,6 +208,11 @@ class CachedReference:
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Nothing to take back."""
+
+
+def _starts_at_zero(name: str) -> bool:
+    """Whether a weight of an adapter is the one of its two that is zero at first: of embeddings it is A."""
+    return "lora_B" in name or "lora_embedding_A" in name
 
 
 def _is_half(weight: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -45,13 +46,23 @@ def require_room(folder: Path, dtype: torch.dtype) -> None:
 def _parameters(folder: Path) -> int:
     """Numbers in a folder's weights; a damaged file counts as none, loading says what is wrong with it."""
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for name in _weight_files(folder):
         try:
-            with safe_open(path, "pt") as tensors:
-                total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (not a mapping)
+            with safe_open(folder / name, "pt") as tensors:
+                total += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118 (not a mapping)
         except (OSError, SafetensorError):
             continue
     return total
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """The files that transformers loads; others may hold the same weights in another form (consolidated.safetensors)."""
+    if (folder / "model.safetensors").exists():
+        return {"model.safetensors"}
+    try:
+        return set(json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError):
+        return set()
 
 
 def _container_leaves() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from prefopt.errors import ModelError, TrainingError
 from prefopt.model.attention import packed_attention
 from prefopt.model.forward import base_of, policy_logps, reward_scores
 from prefopt.model.room import is_oom
+from prefopt.pack.plan import longest
 from prefopt.pack.tree import pack, pad
 from prefopt.types import Batch, TokenTree
 
@@ -31,40 +32,64 @@ class SelfCheck:
 
 
 def self_check(model: Any, trees: Sequence[TokenTree], *, reads: str = "logps", rows: int = 4) -> SelfCheck:
-    """Compare packed with plain padded values on the first `rows` trees.
+    """Compare packed with plain padded values on the first `rows` trees, and on the longest: a window may be longer than the others.
 
     Raises:
         ModelError: even the padded path disagrees with the model's own logits, so its head does something we do not know.
         TrainingError: there is no room for the rows, which says nothing of the layout.
     """
+    samples = [list(trees[:rows])]
+    far = max(trees, key=longest)
+    if longest(far) > max(map(longest, samples[0])):
+        samples.append([_longest_branch(far)])
     try:
-        return _compared(model, list(trees[:rows]), reads)
+        return _compared(model, samples, reads)
     except (RuntimeError, MemoryError) as error:
         if not is_oom(error):
             raise
-        what = f"out of memory while {min(rows, len(trees))} rows were read packed and padded ({str(error).splitlines()[0][:120]})"
-        fix = "lower data.max_length, free memory, or set train.layout=padded, which compares nothing"
+        what = f"out of memory while {sum(map(len, samples))} rows were read packed and padded ({str(error).splitlines()[0][:120]})"
+        fix = "lower data.max_length, free memory, or set train.layout=padded, which compares less"
         raise TrainingError(what, where="self-check", fix=fix) from error
 
 
 @torch.no_grad()
-def _compared(model: Any, sample: Sequence[TokenTree], reads: str) -> SelfCheck:
+def _compared(model: Any, samples: Sequence[Sequence[TokenTree]], reads: str) -> SelfCheck:
+    """The model's own logits, as many as the vocabulary at every position, are asked of the first sample alone."""
     base = base_of(model)
     where = next(base.parameters())
-    padded, packed = pad(sample).to(where.device), pack(sample).to(where.device)
-    own = _read(model, padded, reads)
-    size = _check_head(base, padded, own) if reads == "logps" else float(own.abs().max())
-    try:
-        with packed_attention(base):
-            found = _read(model, packed, reads)
-        difference = float((found - own).abs().max())
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        if is_oom(error):
-            raise
-        return SelfCheck("padded", float("nan"), str(error).split("\n")[0])
-    if not alike(found, own, where.dtype, size):
-        return SelfCheck("padded", difference, f"packed and padded values differ by {difference:.2g}")
+    difference = size = 0.0
+    for i, sample in enumerate(samples):
+        padded, packed = pad(sample).to(where.device), pack(sample).to(where.device)
+        own = _read(model, padded, reads)
+        size = (size if i else _compare_head(base, padded, own)) if reads == "logps" else float(own.abs().max())
+        try:
+            with packed_attention(base):
+                found = _read(model, packed, reads)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            if is_oom(error):
+                raise
+            return SelfCheck("padded", float("nan"), str(error).split("\n")[0])
+        difference = max(difference, float((found - own).abs().max()))
+        if not alike(found, own, where.dtype, size):
+            return SelfCheck("padded", difference, f"packed and padded values differ by {difference:.2g}")
     return SelfCheck("packed", difference)
+
+
+def _longest_branch(tree: TokenTree) -> TokenTree:
+    """The tree with its longest branch alone: one padded row needs no mask, which is large for long ones."""
+    return replace(tree, branches=(max(tree.branches, key=lambda branch: len(branch.ids)),))
+
+
+@torch.no_grad()
+def check_head(model: Any, trees: Sequence[TokenTree], *, rows: int = 4) -> None:
+    """Compare the fused head with the model's own logits, on the shortest of the first `rows` trees.
+
+    Raises:
+        ModelError: they differ, so the model does something to its logits that we do not know.
+    """
+    base = base_of(model)
+    padded = pad([min(trees[:rows], key=longest)]).to(next(base.parameters()).device)
+    _compare_head(base, padded, _read(model, padded, "logps"))
 
 
 def go_back(model: Any, tree: TokenTree, *, reads: str = "logps") -> None:
@@ -111,14 +136,15 @@ def size_of(logits_TV: torch.Tensor, target_T: torch.Tensor) -> float:
     return float(both_2T.abs().max()) if len(target_T) else 0.0
 
 
-def _check_head(base: Any, padded: Any, own: torch.Tensor) -> float:
+def _compare_head(base: Any, padded: Any, own: torch.Tensor) -> float:
     """The fused head against the logits the model itself returns; the largest of them."""
     logits = base(input_ids=padded.ids_BC, attention_mask=padded.mask_BC, use_cache=False).logits
     logits_TV = logits.flatten(0, 1)[padded.source_T].float()
     theirs = logits_TV.log_softmax(-1).gather(1, padded.target_T[:, None])[:, 0]
     size = size_of(logits_TV, padded.target_T)
-    if not alike(theirs, own, base.dtype, size):
-        difference = float((theirs - own).abs().max())
+    told = theirs.isfinite() | own.isfinite()  # weights that are no numbers are told by the first loss, with its rows
+    if not alike(theirs[told], own[told], base.dtype, size):
+        difference = float((theirs - own)[told].abs().max())
         what = f"log-probs of the fused head differ from {type(base).__name__}'s own logits by {difference:.2g}"
         raise ModelError(what, fix="this architecture changes its logits in a way prefopt does not know; please report it")
     return size

@@ -42,16 +42,20 @@ def share(items: Sequence[TokenTree], rank: int, world_size: int) -> list[TokenT
     return list(items[rank::world_size])
 
 
-def micro_batches(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool = False) -> list[list[TokenTree]]:
+def micro_batches(
+    trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool = False, border: int | None = None
+) -> list[list[TokenTree]]:
     """Cut a step's trees into forward passes of at most `micro_tokens` computed positions (a larger tree stands alone).
 
-    Trees are taken from long to short so that padded rows waste little and a pass that would not fit shows at once.
+    Trees are taken from long to short so that padded rows waste little and a pass that would not fit shows at once. Trees longer than
+    `border` and others are never in one pass: a model that reads them differently reads a whole pass as its longest sequence.
     """
     bins: list[list[TokenTree]] = []
     cost = 0
     for tree in sorted(trees, key=lambda t: (-longest(t), t.index)):
         extra = len(tree.branches) * (longest(bins[-1][0]) if bins else 0) if padded else tree.packed_tokens
-        if bins and cost + extra <= micro_tokens:
+        apart = bool(bins) and border is not None and longest(tree) <= border < longest(bins[-1][0])
+        if bins and cost + extra <= micro_tokens and not apart:
             bins[-1].append(tree)
             cost += extra
         else:
@@ -60,10 +64,10 @@ def micro_batches(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool
     return bins
 
 
-def passes(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool = False) -> Iterator[list[TokenTree]]:
+def passes(trees: Sequence[TokenTree], micro_tokens: int, *, padded: bool = False, border: int | None = None) -> Iterator[list[TokenTree]]:
     """The same over a whole data set, some thousand trees in memory at a time."""
     for start in range(0, len(trees), 4096):
-        yield from micro_batches(trees[start : start + 4096], micro_tokens, padded=padded)
+        yield from micro_batches(trees[start : start + 4096], micro_tokens, padded=padded, border=border)
 
 
 def longest(tree: TokenTree) -> int:

@@ -50,16 +50,17 @@ def prepare(
     _check(settings, data)
     preflight = Preflight(renderer, _limit(settings.max_length, max_length))
     shelf = Shelf()
-    train = shelf.put(_trees(settings.path, 0, settings, data, preflight))
+    prompts: list[bytes] = []  # what identifies the uncut prompt of each tree
+    train = shelf.put(_trees(settings.path, prompts, settings, data, preflight))
     heldout = train[:0]
     if settings.eval_path is not None:
-        heldout = shelf.put(_trees(settings.eval_path, len(train), settings, data, preflight))
+        heldout = shelf.put(_trees(settings.eval_path, prompts, settings, data, preflight))
     elif settings.eval_fraction:
         train, heldout = (train.pick(side) for side in sides(train, settings.eval_fraction, seed))
         if train and not heldout:
             fix = "set data.eval_path to other rows, or leave data.eval_fraction out"
             raise DataError("all rows are of one group or prompt, so none can be held out", where=train[0].where, fix=fix)
-    for where in overlap(train, heldout):
+    for where in overlap(train, heldout, lambda tree: prompts[tree.index]):
         preflight.note(SEEN_PROMPT, where)
     preflight.kept.update(train=len(train), heldout=len(heldout))
     if say is not None:
@@ -88,8 +89,8 @@ def _limit(asked: int | None, model: int | None) -> int | None:
     return model if asked is None else asked
 
 
-def _trees(path: str | list[str], start: int, settings: DataSettings, data: str, preflight: Preflight) -> Iterator[TokenTree]:
-    """The kept trees of `path`, their indices counting from `start`."""
+def _trees(path: str | list[str], prompts: list[bytes], settings: DataSettings, data: str, preflight: Preflight) -> Iterator[TokenTree]:
+    """The kept trees of `path`; `prompts` gets the key of each one's uncut prompt, at the place of its index."""
     renderer = preflight.renderer
     assert renderer is not None
     rows = _admitted(path, settings, data, preflight)
@@ -99,8 +100,8 @@ def _trees(path: str | list[str], start: int, settings: DataSettings, data: str,
         if settings.truncation == "prompt_left" and was.group is None:
             was = replace(was, group=prompt_key(was).hex())  # what is cut of a prompt depends on its answers
         for tree in _fitted(was, settings, preflight, renderer.tokenizer.bos_token_id):
-            yield replace(tree, index=start)
-            start += 1
+            prompts.append(prompt_key(tree if settings.truncation == "chunk" else was))
+            yield replace(tree, index=len(prompts) - 1)
 
 
 def _fitted(was: TokenTree, settings: DataSettings, preflight: Preflight, bos_id: int | None) -> list[TokenTree]:

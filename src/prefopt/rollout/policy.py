@@ -13,7 +13,7 @@ import torch
 
 from prefopt.errors import ModelError, OptionError
 from prefopt.model.attention import packed_attention
-from prefopt.model.forward import base_of, limit_of, policy_logps, reward_scores, step_logits
+from prefopt.model.forward import base_of, border_of, limit_of, policy_logps, reward_scores, step_logits
 from prefopt.model.load import add_language_head, is_reward_model, load_causal, load_config, load_scorer, load_tokenizer, quiet
 from prefopt.model.reading import KEY, Floats, Reading, of_solution
 from prefopt.model.selfcheck import SelfCheck, self_check
@@ -54,6 +54,16 @@ class LanguageModel:
         """Where the weights are."""
         return next(base_of(self.model).parameters()).device
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that ends an answer: those of the renderer, then the control tokens that the model's own generation config names."""
+        config = getattr(base_of(self.model), "generation_config", None)
+        own: Any = getattr(config, "eos_token_id", None)
+        given = own if isinstance(own, list | tuple) else [own]
+        # A config made from scratch may name an ordinary word of this tokenizer.
+        control = self.tokenizer.added_tokens_decoder
+        return tuple(dict.fromkeys([*self.renderer.stop_ids, *(stop for stop in given if stop in control)]))
+
     def vocabulary(self) -> Vocabulary:
         """The bytes of the model's tokens."""
         from prefopt.rollout.constrain import Vocabulary
@@ -78,14 +88,14 @@ class LanguageModel:
         if self.reads == "scores":
             base.config.pad_token_id = self._padding()
         elif base.generation_config is not None:
-            base.generation_config.eos_token_id = list(self.renderer.stop_ids)
+            base.generation_config.eos_token_id = list(self.stop_ids)
         with quiet():
             base.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
     def _padding(self) -> int:
         """A token no sequence ends with: transformers scores the last token that is not padding, which must be the stop token."""
-        stops, pad_id = self.renderer.stop_ids, self.tokenizer.pad_token_id
+        stops, pad_id = self.stop_ids, self.tokenizer.pad_token_id
         if pad_id is not None and pad_id not in stops:
             return int(pad_id)
         return min(set(range(len(stops) + 1)) - set(stops))
@@ -115,7 +125,7 @@ class LanguageModel:
         """The trees of each forward pass and what was read."""
         layout = self.check(trees).layout if trees else "packed"
         with self.laid_out(layout) as lay_out:
-            for micro in micro_batches(trees, MICRO_TOKENS, padded=layout == "padded"):
+            for micro in micro_batches(trees, MICRO_TOKENS, padded=layout == "padded", border=border_of(self.model)):
                 yield micro, read(self.model, lay_out(micro))
 
 
@@ -169,7 +179,7 @@ class Policy(LanguageModel):
         Raises:
             OptionError: the engine is not installed, or a server without an address.
         """
-        stops, decode = self.renderer.stop_ids, self.renderer.answer if chat else self.renderer.decode
+        stops, decode = self.stop_ids, self.renderer.answer if chat else self.renderer.decode
         if settings.engine == "server":
             from prefopt.rollout.server import ServerSampler
 

@@ -113,7 +113,7 @@ class Renderer:
 
     def prompt_ids(self, prompt: Text, tools: Tools = ()) -> IntArray:
         """The tokens a sampler starts from: messages up to and with the generation prompt; a string after bos."""
-        text = self._with_bos(prompt) if isinstance(prompt, str) else self._render(prompt, True, tools)
+        text = self._text(prompt, tools) if isinstance(prompt, str) else self._render(prompt, True, tools)
         return np.asarray(self.tokens.encode([text])[0], dtype=np.int32)
 
     # --- tokens back to text
@@ -168,12 +168,16 @@ class Renderer:
     def _plan(self, example: Example) -> _Plan:
         try:
             if isinstance(example.prompt, str):
-                return _Plan(example, self._with_bos(example.prompt), [self._string(c) for c in example.completions])
+                return _Plan(example, self._text(example.prompt, example.tools), [self._string(c) for c in example.completions])
             return self._conversation(example, example.prompt)
         except PrefoptError as error:
             raise type(error)(error.what, where=example.where or error.where, fix=error.fix) from error.__cause__
 
-    def _with_bos(self, prompt: str) -> str:
+    def _text(self, prompt: str, tools: Tools) -> str:
+        """A prompt that is a string, after bos."""
+        if tools:
+            fix = "Give the prompt as messages, set data.chat=true, or leave the column 'tools' out."
+            raise DataError("the row has tools and its prompt is a string, which no template shows them in", fix=fix)
         bos = self.tokens.bos
         return prompt if prompt.startswith(bos) else bos + prompt
 
@@ -202,11 +206,13 @@ class Renderer:
         if not turns:
             raise DataError("the completion has no assistant message to learn from", fix="Give its answer the role assistant.")
         whole = self._render(messages, False, tools)
+        if not whole.startswith(opening):
+            raise _altered(len(prompt) - 1, len(turns))
         pieces: list[_Piece] = []
         at = len(opening)
         for k in turns:
             final = k == len(messages) - 1
-            before = opening if k == len(prompt) else self._render(messages[:k], True, tools) if k else ""
+            before = (opening or self._header(tools)) if k == len(prompt) else self._render(messages[:k], True, tools)
             after = whole if final else self._render(messages[: k + 1], False, tools)
             turn = self._close(after[len(before) :])
             if not (after.startswith(before) and whole.startswith(before + turn)):
@@ -220,10 +226,15 @@ class Renderer:
             pieces += _steps(said, stop if completion.ended or not said else "", completion) if final else [_Piece(answered, True)]
         return pieces
 
+    def _header(self, tools: Tools) -> str:
+        """What the template writes before an answer that opens the conversation: a default system message, the assistant's name."""
+        return self._render([Message("assistant", "qxvone")], False, tools).partition("qxvone")[0].removesuffix(self._lead)
+
     def _close(self, turn: str) -> str:
         """An assistant turn without what follows its stop token."""
-        body = turn.rstrip()
-        return body if body.endswith(self._stops) else turn.removesuffix(self._tail)
+        kept = turn.removesuffix(self._tail)
+        body = kept.rstrip()
+        return body if body.endswith(self._stops) else kept
 
     def _ended(self, turn: str, final: bool) -> str:
         """The turn with eos where the template writes no stop token."""
@@ -246,6 +257,7 @@ class Renderer:
             raise DataError("the prompt has no messages", fix="Give at least one message, or a string.")
         for message in messages:
             self._check(message, self.template)
+        self._refuse_control(_strings(tools), "a tool")
         if tools and "tools" not in self.template:
             raise TemplateError("the row has tools and the chat template does not show them to the model", fix=WAYS_OUT)
         said = [message.to_dict() for message in messages]
@@ -264,18 +276,26 @@ class Renderer:
             raise TemplateError(what, fix=WAYS_OUT) from error
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise TemplateError(f"the chat template refuses the conversation: {error}", fix=WAYS_OUT) from error
+        try:
+            str(text).encode()
+        except UnicodeEncodeError as error:
+            fix = "Mend the \\u escape it came from."
+            raise DataError("a message or a tool holds a lone surrogate, which is no character", fix=fix) from error
         return str(text)
 
     def _check(self, message: Message, template: str) -> None:
         """Refuse content that would end a turn by itself, and what the template would leave out in silence."""
-        if found := self._control.search(message.content):
-            raise DataError(
-                f"the content of a message of the {message.role} holds the control token {found[0]}",
-                fix="Remove it: the chat template writes control tokens itself.",
-            )
+        shown = {key: value for key, value in message.extra.items() if value and key in template}
+        self._refuse_control([message.content, *_strings(_unquoted(shown))], f"a message of the {message.role}")
         for key in message.extra.keys() & {"tool_calls", *_THOUGHTS}:
-            if not any(name in template for name in (_THOUGHTS if key in _THOUGHTS else (key,))):
+            if message.extra[key] and not any(name in template for name in (_THOUGHTS if key in _THOUGHTS else (key,))):
                 raise TemplateError(f"a message has {key} and the chat template does not show it to the model", fix=WAYS_OUT)
+
+    def _refuse_control(self, texts: Iterable[str], whose: str) -> None:
+        for text in texts:
+            if found := self._control.search(text):
+                fix = "Remove it: the chat template writes control tokens itself."
+                raise DataError(f"{whose} holds the control token {found[0]}", fix=fix)
 
     @cached_property
     def _joints(self) -> tuple[Joint, ...]:
@@ -284,18 +304,33 @@ class Renderer:
     @cached_property
     def _closing(self) -> str:
         """What the template writes after the last answer."""
-        return next(joint.text for joint in self._joints if (joint.before, joint.after) == ("assistant", END))
+        return self._after_answer(END)
+
+    def _after_answer(self, role: str) -> str:
+        """What the template writes after an answer that a message of the role, or the end, follows."""
+        return next(joint.text for joint in self._joints if (joint.before, joint.after) == ("assistant", role))
 
     @cached_property
     def _tail(self) -> str:
-        return self._closing[len(self._closing.rstrip()) :]
+        """What the template writes after the stop token of the last answer: a line break, or an eos that ends the conversation."""
+        *_, stop, after = self._closing.rpartition(self._stop)
+        return after if stop else after[len(after.rstrip()) :]
 
     @cached_property
     def _stop(self) -> str:
-        """The token that closes an assistant turn: the added token the template ends it with, otherwise eos."""
-        body = self._closing.rstrip()
+        """The token that closes an assistant turn: the added token the template ends it with, otherwise eos.
+
+        One that comes after it at the end of a conversation alone (Phi-3 writes eos there) closes the conversation, not the turn.
+        """
+        closing, next_turn = self._closing.rstrip(), self._after_answer("user")
+        last = self._added_at_end(closing)
+        turn = closing.removesuffix(last).rstrip()
+        ended_before = next_turn.startswith(turn) and not next_turn.startswith(closing)
+        return (self._added_at_end(turn) if ended_before else "") or last or self._eos
+
+    def _added_at_end(self, text: str) -> str:
         added = sorted({*self.tokens.control, *self.tokenizer.get_added_vocab()}, key=len, reverse=True)
-        return next((token for token in added if body.endswith(token)), "") or self._eos
+        return next((token for token in added if text.endswith(token)), "")
 
     @cached_property
     def _stops(self) -> tuple[str, ...]:
@@ -335,6 +370,17 @@ def _unquoted(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {key: _object(item) if key == "arguments" else _unquoted(item) for key, item in value.items()}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in nested lists and objects, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _strings([*value.keys(), *value.values()])
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _strings(item)
 
 
 def _object(value: Any) -> Any:

@@ -15,7 +15,7 @@ from prefopt.losses.methods import Method, Unit
 from prefopt.losses.policy import kl_penalty
 from prefopt.losses.reduce import Term, count
 from prefopt.losses.value import value_clip
-from prefopt.model.forward import head_of, logps_and_hidden, reward_outputs
+from prefopt.model.forward import border_of, head_of, logps_and_hidden, reward_outputs
 from prefopt.model.logprobs import token_kl, token_logps
 from prefopt.model.reference import Reference
 from prefopt.pack.plan import micro_batches, share
@@ -74,8 +74,12 @@ class Job:
     def batches(self, trees: Sequence[TokenTree]) -> list[Batch]:
         """This rank's share of the trees, cut into forward passes."""
         mine = share(trees, distributed.rank(), distributed.world_size())
-        batches = [self.lay_out(micro) for micro in micro_batches(mine, self.micro_tokens, padded=self.padded)]
+        batches = [self.lay_out(micro) for micro in self.passes(mine)]
         return as_many(batches, lambda: self.lay_out(trees[:1])) if self.sharded else batches
+
+    def passes(self, trees: Sequence[TokenTree]) -> list[list[TokenTree]]:
+        """The trees of each forward pass."""
+        return micro_batches(trees, self.micro_tokens, padded=self.padded, border=border_of(self.model))
 
     def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
         """Denominators: how many of each unit the whole step holds over all ranks; and its positions and pairs, for the speed."""

@@ -9,6 +9,7 @@ import torch
 
 from prefopt.errors import OptionError
 from prefopt.model.adapted import quicken_adapters
+from prefopt.model.forward import base_of
 from prefopt.settings import LoraSettings
 
 
@@ -16,7 +17,7 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
     """Wrap `model` so that only an adapter (and a reward model's head) learns; B starts at zero, A is drawn from `seed`.
 
     Raises:
-        OptionError: lora.targets names no layer of this model.
+        OptionError: lora.targets names no layer of this model, or an embedding whose weights are the output head's.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -36,8 +37,17 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
         except ValueError as error:
             fix = "name layers of this model (q_proj, v_proj, ...) or use all-linear"
             raise OptionError(str(error).split("\n")[0][:200], where="lora.targets", fix=fix) from error
+    _refuse_tied(base_of(adapted))
     quicken_adapters(adapted)
     return adapted
+
+
+def _refuse_tied(base: Any) -> None:
+    """Merging would add what the embedding learned to the output head too, which trained without it."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if hasattr(embedding, "lora_embedding_A") and head is not None and head.weight is embedding.weight:
+        what = "the embedding of this model is its output head, so an adapter of it cannot be merged"
+        raise OptionError(what, where="lora.targets", fix="leave the embedding (embed_tokens, wte) out of lora.targets")
 
 
 def merged(model: Any, out: Path) -> Any:

@@ -50,7 +50,7 @@ class Source:
             return self._current(texts).sample(ids, settings)
         decode = self.model.renderer.decode if texts else self.model.renderer.answer
         with own_attention(base_of(model), base_of(self.job.model)):
-            return LocalSampler(base_of(model), self.model.renderer.stop_ids, decode, self.model.vocabulary).sample(ids, settings)
+            return LocalSampler(base_of(model), self.model.stop_ids, decode, self.model.vocabulary).sample(ids, settings)
 
     def check(self, prompts: Sequence[TokenTree]) -> None:
         """Have an engine show, before the run, that what it says depends on the weights it is given.

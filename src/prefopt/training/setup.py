@@ -14,11 +14,11 @@ import torch
 from prefopt.errors import DataError, ModelError, OptionError, TrainingError
 from prefopt.losses.methods import METHODS, Method
 from prefopt.model.attention import COMPILED, NAME, packed_attention
-from prefopt.model.forward import base_of, layers_of, scored_states
+from prefopt.model.forward import base_of, border_of, layers_of, scored_states
 from prefopt.model.load import load_causal, load_tokenizer, silence_dropout
 from prefopt.model.reference import AdapterReference, FrozenReference, Reference, cached_reference
 from prefopt.model.room import free_memory, is_oom
-from prefopt.model.selfcheck import alike, go_back, size_of
+from prefopt.model.selfcheck import alike, check_head, go_back, size_of
 from prefopt.pack.plan import passes
 from prefopt.pack.tree import Pairs
 from prefopt.rollout.policy import LanguageModel
@@ -204,7 +204,7 @@ def build_job(
     if setup.train.compile:
         compile_layers(base_of(model.model))
     lay_out = stack.enter_context(model.laid_out(layout, "judged" if setup.row.data == "judgements" else setup.pairs))
-    micros = passes(trees, setup.train.micro_tokens, padded=layout == "padded")
+    micros = passes(trees, setup.train.micro_tokens, padded=layout == "padded", border=border_of(model.model))
     reference = build_reference(setup, model, trees, micros, lay_out, stack, twin) if setup.needs_reference else None
     job = Job(
         method=setup.row,
@@ -320,9 +320,11 @@ def choose_layout(train: TrainSettings, model: LanguageModel, trees: Sequence[To
     """Packed where the self-check allows it.
 
     Raises:
-        ModelError: packed was demanded and does not hold.
+        ModelError: packed was demanded and does not hold, or the model's head is not read as the model reads it.
     """
     if train.layout == "padded":
+        if model.reads == "logps":
+            check_head(model.model, trees)
         return "padded"
     found = model.check(trees)
     if found.layout == "padded":
@@ -433,7 +435,7 @@ def check_start(job: Job, trees: Sequence[TokenTree]) -> None:
     Raises:
         TrainingError: they differ, so every loss would be wrong.
     """
-    batch = job.lay_out(trees)
+    batch = job.lay_out(job.passes(trees)[0])
     view, dtype = job.look(batch), next(base_of(job.model).parameters()).dtype
     assert view.logps_T is not None
     assert view.ref_logps_T is not None
