@@ -231,6 +231,12 @@ def test_an_adapter_of_a_tied_embedding_is_refused() -> None:
             add_adapter(model, settings, scorer=False, seed=0)
 
 
+def test_one_layer_may_be_named_without_a_list(tmp_path: Path) -> None:
+    for name, targets in (("word", "q_proj"), ("list", ["q_proj"]), ("pattern", r".*\.q_proj")):
+        run(tmp_path / name, lora=LoraSettings(rank=2, targets=targets))
+    assert losses_of(tmp_path / "word") == losses_of(tmp_path / "list") == losses_of(tmp_path / "pattern")
+
+
 def test_a_reward_models_head_learns_beside_its_adapter(tmp_path: Path) -> None:
     found = run(tmp_path, "reward", lora=LoraSettings(rank=4), train={"learning_rate": 1e-2})
     start = language_model("reward").model.state_dict()

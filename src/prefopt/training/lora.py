@@ -25,7 +25,7 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
         r=settings.rank,
         lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type] # any number will do
         lora_dropout=settings.dropout,
-        target_modules=settings.targets,
+        target_modules=_targets(settings.targets),
         task_type="SEQ_CLS" if scorer else "CAUSAL_LM",
         modules_to_save=["score"] if scorer else None,
         exclude_modules=["lm_head"] if scorer else None,
@@ -40,6 +40,11 @@ def add_adapter(model: Any, settings: LoraSettings, *, scorer: bool, seed: int) 
     _refuse_tied(base_of(adapted))
     quicken_adapters(adapted)
     return adapted
+
+
+def _targets(named: str | list[str]) -> str | list[str]:
+    """As peft reads them: it takes a single word for a pattern of whole names, among which no layer is called just `q_proj`."""
+    return [named] if isinstance(named, str) and named != "all-linear" and named.isidentifier() else named
 
 
 def _refuse_tied(base: Any) -> None:
