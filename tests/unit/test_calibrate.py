@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prefopt.data.split import group_key, split
 from prefopt.evaluate.calibrate import examine, fitted, judgements
 from prefopt.evaluate.probes import probes
 from prefopt.model.reading import Reading
@@ -76,12 +77,17 @@ def test_the_temperature_makes_probabilities_come_true(tmp_path: Path, scale: fl
     assert sum(point["n"] for point in curve) == 2 * told["ece"]["n"]  # both orders
 
 
-def test_the_rows_that_fit_are_not_those_that_measure() -> None:
-    from prefopt.data.split import group_key, split
-
-    _, trees = pairs(400, scale=1.0, group=4)
-    fit, measure = split(trees, 0.5, 0)
-    assert not {group_key(t) for t in fit} & {group_key(t) for t in measure}
+def test_the_rows_that_fit_are_not_those_that_measure(tmp_path: Path) -> None:
+    """The half that fits is calibrated as it is, the other one five times too sure."""
+    table, trees = pairs(2000, scale=1.0)
+    fit, other = split(trees, 0.5, 0)
+    assert not {group_key(tree) for tree in fit} & {group_key(tree) for tree in other}
+    for tree in other:
+        for branch in tree.branches:
+            table[branch.ids[0]] *= 5
+    found = examine(Scores(table), trees, "pair", seed=0, out=tmp_path)  # type: ignore[arg-type]
+    assert found.reading.temperature == pytest.approx(1, rel=0.15)
+    assert rows(tmp_path)["ece"]["value"] > 0.05
 
 
 def test_few_rows_and_perfect_rows_leave_the_temperature_alone(tmp_path: Path) -> None:

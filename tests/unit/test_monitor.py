@@ -81,19 +81,19 @@ def test_false_alarms_are_rare(tmp_path: Path) -> None:
 
 
 def test_answers_of_one_prompt_count_as_one(tmp_path: Path) -> None:
-    """The same fall, in four prompts with sixteen like answers each, is within the interval."""
-    rng = np.random.default_rng(0)
+    """The same fall, in four prompts with sixteen like answers each, is within the interval; in sixty-four prompts it is not."""
+    rng, level = np.random.default_rng(0), (-1.2, -0.4, 0.4, 1.2)
 
     def run(clustered: Callable[[int], int], out: Path) -> str:
         monitor = Monitor(MonitorSettings(every=1, patience=1), Evaluator(), out, 0, lambda line: None)
         last = Watched()
         for number, mean in enumerate((1.0, 0.4)):
-            level = rng.normal(0, 1.0, 4)
             answers = [answer(number + rng.normal(0, 0.1), mean + level[i % 4] + rng.normal(0, 0.05), clustered(i)) for i in range(64)]
             last = monitor(number, answers, {})
         return last.stop
 
     assert run(lambda i: i % 4, tmp_path / "a") == ""
+    assert "(round 1)" in run(lambda i: i, tmp_path / "b")
 
 
 def test_a_run_that_goes_on_writes_no_line_twice(tmp_path: Path) -> None:
