@@ -30,6 +30,9 @@ _INPUTS |= {"reward": ("model", "function"), "critic": ("path",), "monitor": ("e
 """The settings that name files; among a kind's own options these do."""
 _OPTION_INPUTS = ("baseline", "reference", "members", "policy", "tasks")
 
+_FREE = {"train": ("save_every", "micro_tokens"), "reward": ("timeout", "retries")}
+"""Settings of training that do not decide its result; nor does the section `track`."""
+
 Say = Callable[[str], None]
 
 
@@ -234,7 +237,11 @@ def _settings(stage: Stage) -> dict[str, Any]:
 def _deciding(stage: Stage) -> dict[str, Any]:
     """The same without what a run that trains may go on with another of; what only samples is another run on another server."""
     settings = _settings(stage)
-    return settings | {"rollout": deciding(settings["rollout"])} if {"train", "rollout"} <= stage.sections.keys() else settings
+    if "train" not in settings:
+        return settings
+    settings |= {name: {k: v for k, v in settings[name].items() if k not in free} for name, free in _FREE.items() if name in settings}
+    settings |= {"rollout": deciding(settings["rollout"])} if "rollout" in settings else {}
+    return {name: value for name, value in settings.items() if name != "track"}
 
 
 def _plain(value: Any) -> Any:
