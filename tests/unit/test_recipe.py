@@ -392,7 +392,9 @@ def test_a_run_that_trains_may_go_on_with_other_batches_of_samples() -> None:
     assert key(batch_size=8, **served) != key(batch_size=64, **served)
 
 
-@pytest.mark.parametrize("setting", ["train.save_every=5", "train.micro_tokens=64", "track.to=wandb", "reward.timeout=60", "reward.retries=3"])
+@pytest.mark.parametrize(
+    "setting", ["train.save_every=5", "train.micro_tokens=64", "track.to=wandb", "reward.timeout=60", "reward.retries=3"]
+)
 def test_a_run_that_trains_is_the_same_whatever_does_not_decide_its_result(setting: str) -> None:
     def key(*settings: str) -> str:
         stage = {"kind": "grpo", "model": {"path": "m"}, "data": {"path": "p"}, "reward": {"verifier": "math"}}

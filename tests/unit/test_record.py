@@ -9,11 +9,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from prefopt.errors import DataError, OptionError, TrainingError
+from prefopt.errors import DataError, OptionError, RewardError, TrainingError
 from prefopt.pipeline import record, stages
 from prefopt.pipeline.recipe import Stage, build, single
 from prefopt.pipeline.run import Context, Done, Fault, Finished, run, run_stage
@@ -195,6 +196,121 @@ def test_a_single_stage_is_only_overwritten_when_asked_to(calls: list[str]) -> N
     assert calls == ["world"]
     alone(2, replace=True)
     assert calls == ["world", "world"]
+
+
+@pytest.mark.parametrize("where", ["one", "./one", "link"])
+@pytest.mark.parametrize("replace", [True, False, None])
+def test_a_stage_never_clears_what_it_reads(where: str, replace: bool | None, calls: list[str]) -> None:
+    alone(1)
+    Path("link").symlink_to("one")
+    stage = single({"kind": "label", "data": {"path": f"{where}/prompts"}}, [])
+    with pytest.raises(OptionError, match=f"reads {where}/prompts, which lies in the folder it is to write") as caught:
+        run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None), replace=replace)
+    assert "--overwrite" not in str(caught.value)
+    assert Path("one/prompts").exists()
+
+
+# --- a training whose reward has failed
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Gives the command of a training with these settings, which fails after its first checkpoint and ends where it finds one."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "x"}\n')
+    Path("reward.py").write_text("def f(completions): return [float('nan')]\n")
+
+    def train(stage: Stage, folder: Path, context: Context) -> Done:
+        if list(folder.glob("checkpoints/step-*")):
+            (folder / "model").mkdir()
+            return Done({"model": "model"}, {}, "done")
+        (folder / "checkpoints" / "step-00000300").mkdir(parents=True)
+        raise RewardError("none could be judged", fix="mend the reward and give the same command again")
+
+    monkeypatch.setattr(stages, "train", train)
+
+    def command(*settings: str, replace: bool | None = None) -> list[str]:
+        said: list[str] = []
+        given = {"kind": "grpo", "model": {"path": "hub"}, "data": {"path": "rows.jsonl"}, "reward": {"function": "reward.py:f"}}
+        stage = single(given, [parse_override(one) for one in settings])
+        run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), said.append), replace=replace)
+        return said
+
+    with pytest.raises(RewardError):
+        command()
+    return command
+
+
+def mend() -> None:
+    Path("reward.py").write_text("def f(completions): return [0.0] * len(completions)\n")
+
+
+@pytest.mark.parametrize("replace", [None, False])
+@pytest.mark.parametrize("setting", ["", "reward.url=http://b", "reward.timeout=60", "train.save_every=5", "monitor.every=3"])
+def test_a_training_goes_on_with_a_mended_reward(setting: str, replace: bool | None, training: Callable[..., list[str]]) -> None:
+    if not setting:
+        mend()
+    said = training(*filter(None, [setting]), replace=replace)
+    assert "going on" in said[0]
+    assert setting or "reward.py has changed" in said[0]
+    entry = json.loads(Path("one/record.json").read_text())
+    (before,) = entry["sittings"]
+    assert (before["inputs"] == entry["inputs"]) == bool(setting), "the record keeps what the reward was"
+    assert training(*filter(None, [setting]), replace=replace) == ["grpo: already done"]
+
+
+def test_a_reward_that_is_changed_after_the_end_trains_again(training: Callable[..., list[str]]) -> None:
+    training()
+    mend()
+    with pytest.raises(OptionError, match=r"reward\.py has changed"):
+        training(replace=False)
+    with pytest.raises(RewardError):
+        training()
+    assert "sittings" not in json.loads(Path("one/record.json").read_text())
+
+
+def test_checkpoints_of_an_unfinished_training_are_only_deleted_when_asked_to(training: Callable[..., list[str]]) -> None:
+    for replace in (None, False):
+        with pytest.raises(OptionError, match=r"train.batch_size: 32 -> 8"):
+            training("train.batch_size=8", replace=replace)
+        assert Path("one/checkpoints/step-00000300").exists()
+    with pytest.raises(RewardError):  # begun again
+        training("train.batch_size=8", replace=True)
+
+
+def test_a_mended_reward_begins_again_when_asked_to(training: Callable[..., list[str]]) -> None:
+    mend()
+    with pytest.raises(RewardError):
+        training(replace=True)
+
+
+def test_a_record_keeps_every_sitting(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("prefopt.pipeline.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def sit(seconds: float, how: Callable[..., Done]) -> None:
+        def work(*arguments: Any) -> Done:
+            clock[0] += seconds
+            return how(*arguments)
+
+        monkeypatch.setitem(stages.RUN, "label", work)
+        one_label()
+
+    good = stages.RUN["label"]
+    for seconds, stopped in ((1, DataError("bad row")), (10, KeyboardInterrupt()), (100, ZeroDivisionError("oh"))):
+        with pytest.raises((DataError, KeyboardInterrupt, Fault)):
+            sit(seconds, failing(stopped))
+    sit(1000, good)
+    entry = json.loads(Path("one/record.json").read_text())
+    assert [sitting["seconds"] for sitting in entry["sittings"]] == [1, 11, 111]
+    assert entry["seconds"] == 1111
+    assert all({"started", "code", "packages", "hardware"} <= sitting.keys() for sitting in entry["sittings"])
+    assert not any("sittings" in sitting or "ended" in sitting for sitting in entry["sittings"])
+
+
+def one_label() -> None:
+    stage = single({"kind": "label", "data": {"path": "rows.jsonl"}}, [])
+    run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None))
 
 
 def test_the_record_says_what_made_what(calls: list[str]) -> None:
