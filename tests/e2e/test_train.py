@@ -125,7 +125,7 @@ def test_grpo_from_the_command_line(prefopt: Prefopt, base: Path, data: Data, tm
 
 
 def test_a_run_whose_reward_fails_goes_on_with_the_mended_one(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:
-    broken = "CALLS = []\ndef letters(completions):\n    CALLS.append(1)\n    return [1.0 if len(CALLS) < 2 else None for _ in completions]\n"
+    broken = "CALLS = []\ndef letters(completions):\n    CALLS.append(1)\n    return [None if CALLS[1:] else 1.0 for _ in completions]\n"
     (tmp_path / "rewards.py").write_text(broken)
     command = ("train", "grpo", "--model", base, "--data", data("prompts"), "--out", tmp_path / "run")
     settings = ("train.steps=3", "train.batch_size=4", "rollout.samples=4", "rollout.max_new_tokens=8", "train.learning_rate=1e-3")

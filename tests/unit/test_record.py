@@ -259,6 +259,27 @@ def test_a_training_goes_on_with_a_mended_reward(setting: str, replace: bool | N
     assert training(*filter(None, [setting]), replace=replace) == ["grpo: already done"]
 
 
+def test_a_training_goes_on_when_its_reward_model_is_trained_anew(
+    training: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = """\
+stages:
+  - {kind: reward, model: {path: hub}, data: {path: rows.jsonl}}
+  - {kind: grpo, model: {path: hub}, data: {path: rows.jsonl}, reward: {model: "${reward.model}"}}
+"""
+    unready = stages.train
+
+    def train(stage: Stage, folder: Path, context: Context) -> Done:
+        return unready(stage, folder, context) if stage.kind == "grpo" else Done({"model": "record.json"}, {}, "done")
+
+    monkeypatch.setattr(stages, "train", train)
+    said: list[str] = []
+    with pytest.raises(RewardError):
+        run(build(parse(recipe, "r.yaml")), Path("out"), said.append)
+    run(build(parse(recipe, "r.yaml"), [parse_override("reward.train.seed=1")]), Path("out"), said.append)
+    assert any(line.startswith("[2/2] grpo: out/reward/record.json has changed; not finished last time, going on") for line in said)
+
+
 def test_a_reward_that_is_changed_after_the_end_trains_again(training: Callable[..., list[str]]) -> None:
     training()
     mend()
