@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gzip
 import json
@@ -10,12 +11,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
 from prefopt.errors import DataError, OptionError, RewardError, TrainingError
-from prefopt.pipeline import record, stages
+from prefopt.pipeline import kinds, record, stages
+from prefopt.pipeline.check import hints
+from prefopt.pipeline.kinds import BY_REWARD, KINDS, SECTIONS
 from prefopt.pipeline.recipe import Stage, build, single
 from prefopt.pipeline.run import Context, Done, Fault, Finished, run, run_stage
 from prefopt.pipeline.source import Override, parse, parse_override
@@ -208,6 +211,75 @@ def test_a_stage_never_clears_what_it_reads(where: str, replace: bool | None, ca
         run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None), replace=replace)
     assert "--overwrite" not in str(caught.value)
     assert Path("one/prompts").exists()
+
+
+# --- settings that name files
+
+EVALUATE = {"kind": "evaluate", "model": {"path": "hub"}, "data": {"path": "hub"}}
+SCORE = {"kind": "score", "model": {"path": "hub"}, "data": {"path": "hub"}}
+GRPO = {"kind": "grpo", "model": {"path": "hub"}, "data": {"path": "hub"}}
+PPO = {**GRPO, "kind": "ppo"}
+READ = {
+    "ModelSettings.path": (GRPO, "model.path"),
+    "ModelSettings.chat_template": (GRPO, "model.chat_template"),
+    "ReferenceSettings.path": (GRPO, "reference.path"),
+    "DataSettings.path": (GRPO, "data.path"),
+    "DataSettings.eval_path": (GRPO, "data.eval_path"),
+    "RewardSettings.model": (GRPO, "reward.model"),
+    "RewardSettings.function": (GRPO, "reward.function"),
+    "MonitorSettings.evaluator": (GRPO, "monitor.evaluator"),
+    "CriticSettings.path": (PPO, "critic.path"),
+    "JudgeSettings.path": (EVALUATE, "judge.path"),
+    "EvaluateOptions.baseline": (EVALUATE, "baseline"),
+    "EvaluateOptions.tasks": (EVALUATE, "tasks"),
+    "RowsSettings.path": (SCORE, "data.path"),
+    "ScoreOptions.reference": (SCORE, "reference"),
+    "TokensSettings.path": ({**SCORE, "reward": {"verifier": "math"}}, "model.path"),
+    "EnsembleOptions.members": ({"kind": "ensemble"}, "members"),
+    "GateOptions.policy": ({"kind": "gate"}, "policy"),
+}
+"""Every setting that names a file, folder or hub name which is read, and a stage that has it."""
+NOT_READ = {
+    "LoraSettings": {"targets"},
+    "TrainSettings": {"keep_best"},
+    "RolloutSettings": {"stop", "regex", "banned", "required", "url", "folder"},
+    "RewardSettings": {"url", "answer"},
+    "JudgeSettings": {"url", "model", "criteria", "annotator"},
+    "TrackSettings": {"project"},
+    "LabelOptions": {"annotators"},
+    "GateOptions": {"stages"},
+}
+"""All other settings that are free text."""
+
+
+def free_text(hint: Any) -> bool:
+    """Whether a setting may be any text, or a list of texts."""
+    return hint is str or any(free_text(part) for part in get_args(hint) if get_origin(hint) not in (dict, Literal))
+
+
+def test_every_setting_that_is_text_is_known_to_name_a_file_or_not() -> None:
+    """A new one has its place in READ, with the mark `Read` beside its type, or in NOT_READ."""
+    every = {*SECTIONS.values(), *(cls for kind in [*KINDS.values(), BY_REWARD] for cls in kind.sections.values())}
+    every |= {cls for name, cls in vars(kinds).items() if name.endswith("Options")}
+    found = {f"{cls.__name__}.{name}" for cls in every for name, hint in hints(cls).items() if free_text(hint)}
+    assert found == READ.keys() | {f"{cls}.{name}" for cls, names in NOT_READ.items() for name in names}
+
+
+@pytest.mark.parametrize(("given", "key"), READ.values(), ids=READ)
+def test_a_stage_runs_again_when_what_a_setting_names_has_changed(
+    given: dict[str, Any], key: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "train", next(iter(stages.RUN.values())))
+    named: Any = "named.py:f" if key.endswith(("function", "evaluator")) else ["named.py"] if key in ("members", "tasks") else "named.py"
+
+    def once() -> None:
+        stage = single(copy.deepcopy(given), [Override(tuple(key.split(".")), named)])
+        run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None))
+
+    for text, ran in (("a", 1), ("a", 1), ("b", 2)):
+        Path("named.py").write_text(text)
+        once()
+        assert len(calls) == ran
 
 
 # --- a training whose reward has failed

@@ -22,14 +22,10 @@ import yaml
 
 from prefopt.errors import OptionError, PrefoptError
 from prefopt.pipeline import kinds, record
+from prefopt.pipeline.check import hints
 from prefopt.pipeline.lineage import HELDOUT
 from prefopt.pipeline.recipe import Recipe, Stage
 from prefopt.settings import deciding
-
-_INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
-_INPUTS |= {"reward": ("model", "function"), "critic": ("path",), "monitor": ("evaluator",)}
-"""The settings that name files; among a kind's own options these do."""
-_OPTION_INPUTS = ("baseline", "reference", "members", "policy", "tasks")
 
 _FREE = {"train": ("save_every", "micro_tokens"), "reward": ("timeout", "retries")}
 """Settings of training that do not decide its result; nor does the section `track`."""
@@ -311,8 +307,8 @@ def _parents(stage: Stage, context: Context) -> list[str]:
 
 def _inputs(stage: Stage) -> list[str]:
     """The files, folders and hub names a stage reads that no earlier stage wrote."""
-    values = [getattr(stage.sections.get(section), name, None) for section, names in _INPUTS.items() for name in names]
-    values += [stage.options.get(name) for name in _OPTION_INPUTS]
+    values = [getattr(section, name) for section in stage.sections.values() for name in kinds.read_by(hints(section.__class__))]
+    values += [stage.options[name] for name in kinds.read_by(kinds.get(stage.kind, stage.to_dict()).options)]
     paths = [path for value in values for path in (value if isinstance(value, list) else [value]) if isinstance(path, str)]
     paths = [file if file.endswith(".py") else path for path in paths for file in [path.rpartition(":")[0]]]  # rewards are "file.py:name"
     return [path for path in dict.fromkeys(paths) if "${" not in path]
