@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -19,17 +19,26 @@ AtLeast0 = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 
 
+@dataclass(frozen=True)
+class Reads:
+    """The mark of a setting that names what a stage reads: files, folders or hub names. When these change, the stage runs again."""
+
+
+_Kind = TypeVar("_Kind")
+Read = Annotated[_Kind, Reads()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The policy (or reward model) that is trained or asked."""
 
-    path: str
+    path: Read[str]
     """Required. A Hugging Face folder or hub name."""
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What the weights are loaded in; auto is bf16 on a GPU, but fp32 for training of all weights or with train.precision=fp32."""
     init: Literal["pretrained", "random"] = "pretrained"
     """random starts from the folder's config.json alone, for pretraining from scratch."""
-    chat_template: str | None = None
+    chat_template: Read[str | None] = None
     """A Jinja file or a built-in name (chatml, llama3, gemma, mistral, plain) for a tokenizer without its own template."""
     checkpointing: bool = False
     """Recompute each layer in the backward pass: less memory, about a third more time."""
@@ -39,7 +48,7 @@ class ModelSettings:
 class ReferenceSettings:
     """The frozen policy a method measures against; read only by methods that have one."""
 
-    path: str | None = None
+    path: Read[str | None] = None
     """Another model than the one the training starts from."""
     cache: bool = False
     """Compute its log-probs once, keep them on disk, and free its memory."""
@@ -67,9 +76,9 @@ class LoraSettings:
 class DataSettings:
     """What is trained on."""
 
-    path: str | list[str]
+    path: Read[str | list[str]]
     """Required. Files, folders or hub names in any layout of `prefopt data check`."""
-    eval_path: str | list[str] | None = None
+    eval_path: Read[str | list[str] | None] = None
     """Held-out rows; otherwise eval_fraction of the groups of `path`."""
     eval_fraction: Share = 0.0
     """Share of the groups of `path` that is held out, each with all its rows."""
@@ -212,9 +221,9 @@ Verifier = Literal["math", "ifeval", "code", "gold", "arithmetic"]
 class RewardSettings:
     """What rates a sampled answer: every source that is named, times its weight, added up, less the penalties."""
 
-    model: str | None = None
+    model: Read[str | None] = None
     """A reward model: a folder or hub name."""
-    function: str | list[str] | None = None
+    function: Read[str | list[str] | None] = None
     """Python functions, "file.py:name" or "module:name", called with prompts, completions and the rows' columns, as lists."""
     url: str | None = None
     """An HTTP endpoint that is sent {"prompts": [...], "completions": [...], "rows": [...]} and answers {"rewards": [...]}."""
@@ -294,7 +303,7 @@ class KLSettings:
 class CriticSettings:
     """The value function of methods that have one (ppo)."""
 
-    path: str | None = None
+    path: Read[str | None] = None
     """A model to start from, a reward model for one; the policy itself when not given."""
     shared: bool = False
     """A head on the policy's own trunk instead of a second model."""
@@ -314,7 +323,7 @@ class JudgeSettings:
     """gold: the synthetic world's own reward; reward: a reward model; ai: a language model behind a server; labels: people's, the column
     `label` of rows that name the models in `model_a` and `model_b`; annotator: a simulated one. auto is reward where path is given, ai
     where url is, else gold."""
-    path: str | None = None
+    path: Read[str | None] = None
     """The reward model."""
     url: str | None = None
     """An OpenAI-compatible server, such as http://localhost:8000/v1; its key is read from OPENAI_API_KEY."""
@@ -334,7 +343,7 @@ class JudgeSettings:
 class MonitorSettings:
     """What watches a run that learns from its own samples for reward hacking."""
 
-    evaluator: str | None = None
+    evaluator: Read[str | None] = None
     """What the reward is checked against and never trained on: a reward model's folder, "file.py:name", an http address, or the name of a
     verifier (gold)."""
     every: Size = 5

@@ -124,6 +124,23 @@ def test_grpo_from_the_command_line(prefopt: Prefopt, base: Path, data: Data, tm
     assert "empty prompt" in refused.err
 
 
+def test_a_run_whose_reward_fails_goes_on_with_the_mended_one(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:
+    broken = "CALLS = []\ndef letters(completions):\n    CALLS.append(1)\n    return [None if CALLS[1:] else 1.0 for _ in completions]\n"
+    (tmp_path / "rewards.py").write_text(broken)
+    command = ("train", "grpo", "--model", base, "--data", data("prompts"), "--out", tmp_path / "run")
+    settings = ("train.steps=3", "train.batch_size=4", "rollout.samples=4", "rollout.max_new_tokens=8", "train.learning_rate=1e-3")
+    failed = prefopt(*command, *settings, f"reward.function={tmp_path / 'rewards.py'}:letters")
+    assert failed.code == 2
+    assert "mend the reward and give the same command again" in failed.err
+    mended = prefopt(*command, *settings, f"reward.function={scorer(tmp_path)}", "reward.timeout=20")
+    assert mended.code == 0, mended.err
+    assert "rewards.py has changed" in mended.out
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3]
+    entry = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert entry["seconds"] > entry["sittings"][0]["seconds"] > 0
+    assert entry["sittings"][0]["stage"]["reward"]["timeout"] == 10
+
+
 def test_adapters_are_merged_into_a_model_anybody_opens(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

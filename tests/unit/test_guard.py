@@ -14,6 +14,7 @@ from prefopt.errors import DataError
 from prefopt.evaluate import guard, suites
 from prefopt.evaluate.bench import Bench
 from prefopt.evaluate.guard import Seen, Training
+from prefopt.pipeline import record
 from prefopt.pipeline.lineage import training
 from prefopt.settings import JudgeSettings
 from prefopt.types import Completion, Example, Message
@@ -222,6 +223,54 @@ def test_two_runs_on_one_file_are_told_apart_by_what_they_held_out(tmp_path: Pat
         models.append(stage(tmp_path / name / "dpo", "dpo", data, base, eval_fraction=0.5))
         (tmp_path / name / "dpo" / "heldout.txt").write_text("".join(f"{data}:{line}\n" for line in held))
     assert {example.prompt for example in rows_of(training([str(model) for model in models]))} == {"a", "b", "c", "d"}
+
+
+def remember(model: Path, *paths: Path, made: str = "") -> None:
+    """Write into a stage's record what it read, as it is now, and the hash of what it made."""
+    place = model.parent / "record.json"
+    entry = json.loads(place.read_text()) | {"inputs": {str(path): record.digest_path(path) for path in paths}}
+    place.write_text(json.dumps(entry | ({"model_sha256": made} if made else {})))
+
+
+def test_data_that_have_changed_since_training_are_told_and_exempt_nothing(tmp_path: Path) -> None:
+    """A row put in before the held-out one moves its place to another row, which was trained on."""
+    base = stage(tmp_path / "create", "create", None, None)
+    data, other = file(tmp_path / "dpo.jsonl", "a", "b", "c"), file(tmp_path / "other.jsonl", "d", "e")
+    dpo = stage(tmp_path / "dpo", "dpo", [str(other), str(data)], base, eval_fraction=0.3)
+    (tmp_path / "dpo" / "heldout.txt").write_text(f"{data}:3\n")
+    remember(dpo, data, other)
+    found = training([str(dpo)])
+    assert ({example.prompt for example in rows_of(found)}, found.unknown) == ({"a", "b", "d", "e"}, ())
+    file(data, "new", "a", "b", "c")
+    found = training([str(dpo)])
+    assert {example.prompt for example in rows_of(found)} == {"a", "b", "c", "d", "e", "new"}
+    assert found.unknown == (f"dpo: its data have changed since training ({data})",)
+    data.unlink()
+    assert training([str(dpo)]).unknown == (f"dpo: its data are gone ({data})",)
+
+
+def test_a_model_that_was_trained_anew_since_is_told(tmp_path: Path) -> None:
+    base = stage(tmp_path / "create", "create", None, None)
+    sft = stage(tmp_path / "sft", "sft", file(tmp_path / "sft.jsonl", "a"), base)
+    sft.mkdir()
+    (sft / "weights").write_text("first")
+    dpo = stage(tmp_path / "dpo", "dpo", file(tmp_path / "dpo.jsonl", "b"), sft)
+    remember(sft, tmp_path / "sft.jsonl", made=record.digest_path(sft))
+    remember(dpo, tmp_path / "dpo.jsonl", sft)
+    assert training([str(dpo)]).unknown == ()
+    (sft / "weights").write_text("second")
+    remember(sft, tmp_path / "sft.jsonl", made=record.digest_path(sft))
+    found = training([str(dpo)])
+    assert found.unknown == (f"dpo: the model it started from has changed since ({sft})",)
+    assert [example.prompt for example in rows_of(found)] == ["b", "a"]
+
+
+def test_two_folders_trained_from_each_other_end_the_trail(tmp_path: Path) -> None:
+    one = stage(tmp_path / "one", "dpo", file(tmp_path / "one.jsonl", "a"), tmp_path / "two" / "model")
+    stage(tmp_path / "two", "dpo", file(tmp_path / "two.jsonl", "b"), tmp_path / "two" / ".." / "one" / "model")
+    found = training([str(one)])
+    assert found.unknown == ("one: trained from itself, earlier data are not known",)
+    assert [example.prompt for example in rows_of(found)] == ["a", "b"]
 
 
 def test_the_trail_goes_through_the_members_of_an_ensemble(tmp_path: Path) -> None:

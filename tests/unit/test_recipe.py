@@ -390,3 +390,23 @@ def test_a_run_that_trains_may_go_on_with_other_batches_of_samples() -> None:
     assert key(samples=4) != key(samples=8)
     served = {"engine": "server", "url": "http://a/v1"}
     assert key(batch_size=8, **served) != key(batch_size=64, **served)
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.save_every=5", "train.micro_tokens=64", "track.to=wandb", "reward.timeout=60", "reward.retries=3"]
+)
+def test_a_run_that_trains_is_the_same_whatever_does_not_decide_its_result(setting: str) -> None:
+    def key(*settings: str) -> str:
+        stage = {"kind": "grpo", "model": {"path": "m"}, "data": {"path": "p"}, "reward": {"verifier": "math"}}
+        return record.digest(_deciding(single(stage, [parse_override(one) for one in settings], "test")))
+
+    assert key(setting) == key()
+    assert key("train.batch_size=5") != key() != key("reward.length_penalty=0.1")
+
+
+def test_how_long_a_score_may_wait_for_its_reward_decides_what_is_judged() -> None:
+    def key(timeout: float) -> str:
+        stage = {"kind": "score", "data": {"path": "p"}, "reward": {"verifier": "math", "timeout": timeout}}
+        return record.digest(_deciding(single(stage, [], "test")))
+
+    assert key(5) != key(60)

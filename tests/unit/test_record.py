@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gzip
 import json
@@ -9,12 +10,15 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from prefopt.errors import DataError, OptionError, TrainingError
-from prefopt.pipeline import record, stages
+from prefopt.errors import DataError, OptionError, RewardError, TrainingError
+from prefopt.pipeline import kinds, record, stages
+from prefopt.pipeline.check import hints
+from prefopt.pipeline.kinds import BY_REWARD, KINDS, SECTIONS
 from prefopt.pipeline.recipe import Stage, build, single
 from prefopt.pipeline.run import Context, Done, Fault, Finished, run, run_stage
 from prefopt.pipeline.source import Override, parse, parse_override
@@ -195,6 +199,211 @@ def test_a_single_stage_is_only_overwritten_when_asked_to(calls: list[str]) -> N
     assert calls == ["world"]
     alone(2, replace=True)
     assert calls == ["world", "world"]
+
+
+@pytest.mark.parametrize("where", ["one", "./one", "link"])
+@pytest.mark.parametrize("replace", [True, False, None])
+def test_a_stage_never_clears_what_it_reads(where: str, replace: bool | None, calls: list[str]) -> None:
+    alone(1)
+    Path("link").symlink_to("one")
+    stage = single({"kind": "label", "data": {"path": f"{where}/prompts"}}, [])
+    with pytest.raises(OptionError, match=f"reads {where}/prompts, which lies in the folder it is to write") as caught:
+        run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None), replace=replace)
+    assert "--overwrite" not in str(caught.value)
+    assert Path("one/prompts").exists()
+
+
+# --- settings that name files
+
+EVALUATE = {"kind": "evaluate", "model": {"path": "hub"}, "data": {"path": "hub"}}
+SCORE = {"kind": "score", "model": {"path": "hub"}, "data": {"path": "hub"}}
+GRPO = {"kind": "grpo", "model": {"path": "hub"}, "data": {"path": "hub"}}
+PPO = {**GRPO, "kind": "ppo"}
+READ = {
+    "ModelSettings.path": (GRPO, "model.path"),
+    "ModelSettings.chat_template": (GRPO, "model.chat_template"),
+    "ReferenceSettings.path": (GRPO, "reference.path"),
+    "DataSettings.path": (GRPO, "data.path"),
+    "DataSettings.eval_path": (GRPO, "data.eval_path"),
+    "RewardSettings.model": (GRPO, "reward.model"),
+    "RewardSettings.function": (GRPO, "reward.function"),
+    "MonitorSettings.evaluator": (GRPO, "monitor.evaluator"),
+    "CriticSettings.path": (PPO, "critic.path"),
+    "JudgeSettings.path": (EVALUATE, "judge.path"),
+    "EvaluateOptions.baseline": (EVALUATE, "baseline"),
+    "EvaluateOptions.tasks": (EVALUATE, "tasks"),
+    "RowsSettings.path": (SCORE, "data.path"),
+    "ScoreOptions.reference": (SCORE, "reference"),
+    "TokensSettings.path": ({**SCORE, "reward": {"verifier": "math"}}, "model.path"),
+    "EnsembleOptions.members": ({"kind": "ensemble"}, "members"),
+    "GateOptions.policy": ({"kind": "gate"}, "policy"),
+}
+"""Every setting that names a file, folder or hub name which is read, and a stage that has it."""
+NOT_READ = {
+    "LoraSettings": {"targets"},
+    "TrainSettings": {"keep_best"},
+    "RolloutSettings": {"stop", "regex", "banned", "required", "url", "folder"},
+    "RewardSettings": {"url", "answer"},
+    "JudgeSettings": {"url", "model", "criteria", "annotator"},
+    "TrackSettings": {"project"},
+    "LabelOptions": {"annotators"},
+    "GateOptions": {"stages"},
+}
+"""All other settings that are free text."""
+
+
+def free_text(hint: Any) -> bool:
+    """Whether a setting may be any text, or a list of texts."""
+    return hint is str or any(free_text(part) for part in get_args(hint) if get_origin(hint) not in (dict, Literal))
+
+
+def test_every_setting_that_is_text_is_known_to_name_a_file_or_not() -> None:
+    """A new one has its place in READ, with the mark `Read` beside its type, or in NOT_READ."""
+    every = {*SECTIONS.values(), *(cls for kind in [*KINDS.values(), BY_REWARD] for cls in kind.sections.values())}
+    every |= {cls for name, cls in vars(kinds).items() if name.endswith("Options")}
+    found = {f"{cls.__name__}.{name}" for cls in every for name, hint in hints(cls).items() if free_text(hint)}
+    assert found == READ.keys() | {f"{cls}.{name}" for cls, names in NOT_READ.items() for name in names}
+
+
+@pytest.mark.parametrize(("given", "key"), READ.values(), ids=READ)
+def test_a_stage_runs_again_when_what_a_setting_names_has_changed(
+    given: dict[str, Any], key: str, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "train", next(iter(stages.RUN.values())))
+    named: Any = "named.py:f" if key.endswith(("function", "evaluator")) else ["named.py"] if key in ("members", "tasks") else "named.py"
+
+    def once() -> None:
+        stage = single(copy.deepcopy(given), [Override(tuple(key.split(".")), named)])
+        run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None))
+
+    for text, ran in (("a", 1), ("a", 1), ("b", 2)):
+        Path("named.py").write_text(text)
+        once()
+        assert len(calls) == ran
+
+
+# --- a training whose reward has failed
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[str]]:
+    """Gives the command of a training with these settings, which fails after its first checkpoint and ends where it finds one."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"prompt": "x"}\n')
+    Path("reward.py").write_text("def f(completions): return [float('nan')]\n")
+
+    def train(stage: Stage, folder: Path, context: Context) -> Done:
+        if list(folder.glob("checkpoints/step-*")):
+            (folder / "model").mkdir()
+            return Done({"model": "model"}, {}, "done")
+        (folder / "checkpoints" / "step-00000300").mkdir(parents=True)
+        raise RewardError("none could be judged", fix="mend the reward and give the same command again")
+
+    monkeypatch.setattr(stages, "train", train)
+
+    def command(*settings: str, replace: bool | None = None) -> list[str]:
+        said: list[str] = []
+        given = {"kind": "grpo", "model": {"path": "hub"}, "data": {"path": "rows.jsonl"}, "reward": {"function": "reward.py:f"}}
+        stage = single(given, [parse_override(one) for one in settings])
+        run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), said.append), replace=replace)
+        return said
+
+    with pytest.raises(RewardError):
+        command()
+    return command
+
+
+def mend() -> None:
+    Path("reward.py").write_text("def f(completions): return [0.0] * len(completions)\n")
+
+
+@pytest.mark.parametrize("replace", [None, False])
+@pytest.mark.parametrize("setting", ["", "reward.url=http://b", "reward.timeout=60", "train.save_every=5", "monitor.every=3"])
+def test_a_training_goes_on_with_a_mended_reward(setting: str, replace: bool | None, training: Callable[..., list[str]]) -> None:
+    if not setting:
+        mend()
+    said = training(*filter(None, [setting]), replace=replace)
+    assert "going on" in said[0]
+    assert setting or "reward.py has changed" in said[0]
+    entry = json.loads(Path("one/record.json").read_text())
+    (before,) = entry["sittings"]
+    assert (before["inputs"] == entry["inputs"]) == bool(setting), "the record keeps what the reward was"
+    assert training(*filter(None, [setting]), replace=replace) == ["grpo: already done"]
+
+
+def test_a_training_goes_on_when_its_reward_model_is_trained_anew(
+    training: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = """\
+stages:
+  - {kind: reward, model: {path: hub}, data: {path: rows.jsonl}}
+  - {kind: grpo, model: {path: hub}, data: {path: rows.jsonl}, reward: {model: "${reward.model}"}}
+"""
+    unready = stages.train
+
+    def train(stage: Stage, folder: Path, context: Context) -> Done:
+        return unready(stage, folder, context) if stage.kind == "grpo" else Done({"model": "record.json"}, {}, "done")
+
+    monkeypatch.setattr(stages, "train", train)
+    said: list[str] = []
+    with pytest.raises(RewardError):
+        run(build(parse(recipe, "r.yaml")), Path("out"), said.append)
+    run(build(parse(recipe, "r.yaml"), [parse_override("reward.train.seed=1")]), Path("out"), said.append)
+    assert any(line.startswith("[2/2] grpo: out/reward/record.json has changed; not finished last time, going on") for line in said)
+
+
+def test_a_reward_that_is_changed_after_the_end_trains_again(training: Callable[..., list[str]]) -> None:
+    training()
+    mend()
+    with pytest.raises(OptionError, match=r"reward\.py has changed"):
+        training(replace=False)
+    with pytest.raises(RewardError):
+        training()
+    assert "sittings" not in json.loads(Path("one/record.json").read_text())
+
+
+def test_checkpoints_of_an_unfinished_training_are_only_deleted_when_asked_to(training: Callable[..., list[str]]) -> None:
+    for replace in (None, False):
+        with pytest.raises(OptionError, match=r"train.batch_size: 32 -> 8"):
+            training("train.batch_size=8", replace=replace)
+        assert Path("one/checkpoints/step-00000300").exists()
+    with pytest.raises(RewardError):  # begun again
+        training("train.batch_size=8", replace=True)
+
+
+def test_a_mended_reward_begins_again_when_asked_to(training: Callable[..., list[str]]) -> None:
+    mend()
+    with pytest.raises(RewardError):
+        training(replace=True)
+
+
+def test_a_record_keeps_every_sitting(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("prefopt.pipeline.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def sit(seconds: float, how: Callable[..., Done]) -> None:
+        def work(*arguments: Any) -> Done:
+            clock[0] += seconds
+            return how(*arguments)
+
+        monkeypatch.setitem(stages.RUN, "label", work)
+        one_label()
+
+    good = stages.RUN["label"]
+    for seconds, stopped in ((1, DataError("bad row")), (10, KeyboardInterrupt()), (100, ZeroDivisionError("oh"))):
+        with pytest.raises((DataError, KeyboardInterrupt, Fault)):
+            sit(seconds, failing(stopped))
+    sit(1000, good)
+    entry = json.loads(Path("one/record.json").read_text())
+    assert [sitting["seconds"] for sitting in entry["sittings"]] == [1, 11, 111]
+    assert entry["seconds"] == 1111
+    assert all({"started", "code", "packages", "hardware"} <= sitting.keys() for sitting in entry["sittings"])
+    assert not any("sittings" in sitting or "ended" in sitting for sitting in entry["sittings"])
+
+
+def one_label() -> None:
+    stage = single({"kind": "label", "data": {"path": "rows.jsonl"}}, [])
+    run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None))
 
 
 def test_the_record_says_what_made_what(calls: list[str]) -> None:

@@ -26,6 +26,8 @@ from prefopt.settings import (
     MonitorSettings,
     OnlineSettings,
     Positive,
+    Read,
+    Reads,
     ReferenceSettings,
     RewardSettings,
     RolloutSettings,
@@ -39,7 +41,7 @@ from prefopt.settings import (
 class RowsSettings:
     """Rows that are read, not trained on."""
 
-    path: str | list[str]
+    path: Read[str | list[str]]
     """Required. Files, folders or hub names in any layout of `prefopt data check`."""
     limit: Size | None = None
     """Use only the first rows."""
@@ -118,7 +120,7 @@ class LabelOptions:
 class EnsembleOptions:
     """Reward models that become one."""
 
-    members: list[str] = field(default_factory=list)
+    members: Read[list[str]] = field(default_factory=list)
     """Folders of reward models, or of the adapters of LoRA runs on one base (the `adapter` beside `model`)."""
     rule: Literal["mean", "min", "lower_bound", "average_weights"] = "mean"
     """How the members' normalised scores become one: the mean, the smallest, or the mean less k standard deviations; average_weights makes
@@ -131,7 +133,7 @@ class EnsembleOptions:
 class ScoreOptions:
     """How a policy scores; a reward model needs none of it."""
 
-    reference: str | None = None
+    reference: Read[str | None] = None
     """A policy to measure against: scores are beta * (log pi - log pi_ref) of the completion, in nats."""
     beta: Positive = 1.0
     """Scores are multiplied by it."""
@@ -143,7 +145,7 @@ class ScoreOptions:
 class TokensSettings:
     """The model that answers are of, where a reward counts their tokens."""
 
-    path: str | None = None
+    path: Read[str | None] = None
     """A Hugging Face folder or hub name; only length penalties and functions with `completion_ids` need it."""
 
 
@@ -172,13 +174,13 @@ class EvaluateOptions:
     suite: SuiteName | list[SuiteName] = "default"
     """One or several, see docs/evaluation.md; default is all that the models and the data allow. With the data section
     of a training stage, pairs takes just the rows which that stage holds out."""
-    baseline: str | None = None
+    baseline: Read[str | None] = None
     """Another model to compare with; for pairs the reference of the policy's implicit reward."""
     seen: Literal["error", "drop", "keep"] = "error"
     """What happens to rows that the models were trained on: an error that names them, left out, or kept."""
     harm: Literal["auto", "harmful", "harmless"] = "auto"
     """What requests are that do not say whether they ask for harm, for safety; auto leaves them out."""
-    tasks: list[str] = field(default_factory=list)
+    tasks: Read[list[str]] = field(default_factory=list)
     """Tasks of lm-eval, by name or YAML file, for the suite lm_eval (extra lm-eval); data.chat=true asks through the chat template, and
     data.limit takes the first items of each."""
     shots: Count | None = None
@@ -197,7 +199,7 @@ class EvaluateOptions:
 class GateOptions:
     """Whether the model of the evaluations before may ship."""
 
-    policy: str | None = None
+    policy: Read[str | None] = None
     """A YAML file of rules; the built-in ones when not given (`prefopt gate --show-default`)."""
     stages: list[str] = field(default_factory=list)
     """The evaluate stages it reads; all before it when none is given."""
@@ -285,6 +287,11 @@ def names() -> list[str]:
 def _says(section: type, given: Any) -> bool:
     """Whether a section says anything; the recipe in a stage's folder gives every default too."""
     return bool(given) and (not isinstance(given, Mapping) or {**vars(section()), **given} != vars(section()))
+
+
+def read_by(types: Mapping[str, Any]) -> list[str]:
+    """Those of these settings (name -> type) that name files, folders or hub names which a stage reads."""
+    return [name for name, hint in types.items() if Reads() in getattr(hint, "__metadata__", ())]
 
 
 def get(name: str, given: Mapping[str, Any] | None = None) -> Kind:

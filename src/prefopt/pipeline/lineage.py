@@ -58,9 +58,12 @@ def _rows(sources: Sequence[Source]) -> Iterator[Example | str]:
             yield f"{source.stage}: its data can no longer be read ({error.what})"
 
 
-def _sources(model: Path) -> Iterator[Source | str]:
-    """The training stages behind a model folder, newest first; a string says where the trail ends."""
-    folder = model.parent if model.name == "model" else model
+def _sources(model: Path, after: frozenset[Path] = frozenset()) -> Iterator[Source | str]:
+    """The training stages behind a model folder, newest first, `after` those trained from it; a string says where the trail ends."""
+    folder = _stage_of(model)
+    if folder.resolve() in after:
+        yield f"{folder.name}: trained from itself, earlier data are not known"
+        return
     entry, settings = record.read_json(folder / "record.json"), _settings(folder)
     if not isinstance(entry, dict) or not settings:
         yield f"{name_of(str(model))}: no record of what trained it"
@@ -73,7 +76,9 @@ def _sources(model: Path) -> Iterator[Source | str]:
         yield f"{folder.name}: which rows it held out was not recorded"
     elif data.get("path"):
         paths = (data["path"],) if isinstance(data["path"], str) else tuple(data["path"])
-        lines = heldout.read_text(encoding="utf-8").splitlines() if heldout.exists() else []
+        changed = [path for path in paths if _is_there(path) and _changed(entry, path)]
+        yield from (f"{entry.get('name')}: its data have changed since training ({path})" for path in changed)
+        lines = heldout.read_text(encoding="utf-8").splitlines() if heldout.exists() and not changed else []  # places have moved
         reward = (settings.get("reward") or {}).get("model")
         yield Source(str(entry.get("name")), paths, data.get("limit"), frozenset(lines), reward)
     start = (settings.get("model") or {}).get("path")
@@ -81,7 +86,30 @@ def _sources(model: Path) -> Iterator[Source | str]:
     if not behind and not data.get("path"):
         yield f"{folder.name}: its record does not say what trained it"
     for one in behind:
-        yield from _sources(Path(one))
+        if _retrained(entry, one):
+            yield f"{folder.name}: the model it started from has changed since ({one})"
+        yield from _sources(Path(one), after | {folder.resolve()})
+
+
+def _stage_of(model: Path) -> Path:
+    """The folder of the stage that made a model."""
+    return model.parent if model.name == "model" else model
+
+
+def _changed(entry: Mapping[str, Any], path: str) -> bool:
+    """Whether data are not what the record of a training says they were; what it does not say counts as unchanged."""
+    was = (entry.get("inputs") or {}).get(path)
+    try:
+        return was is not None and was != record.digest_path(path)
+    except DataError:
+        return False  # as whoever reads them will say
+
+
+def _retrained(entry: Mapping[str, Any], model: str) -> bool:
+    """The same of a model it started from, by what the model's own record says it is; weights are not read."""
+    was, made = (entry.get("inputs") or {}).get(model), record.read_json(_stage_of(Path(model)) / "record.json")
+    now = made.get("model_sha256") if isinstance(made, dict) else None
+    return None not in (was, now) and was != now
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import shutil
 import time
@@ -21,14 +22,13 @@ import yaml
 
 from prefopt.errors import OptionError, PrefoptError
 from prefopt.pipeline import kinds, record
+from prefopt.pipeline.check import hints
 from prefopt.pipeline.lineage import HELDOUT
 from prefopt.pipeline.recipe import Recipe, Stage
 from prefopt.settings import deciding
 
-_INPUTS = {"model": ("path", "chat_template"), "reference": ("path",), "data": ("path", "eval_path"), "judge": ("path",)}
-_INPUTS |= {"reward": ("model", "function"), "critic": ("path",), "monitor": ("evaluator",)}
-"""The settings that name files; among a kind's own options these do."""
-_OPTION_INPUTS = ("baseline", "reference", "members", "policy", "tasks")
+_FREE = {"train": ("save_every", "micro_tokens"), "reward": ("timeout", "retries")}
+"""Settings of training that do not decide its result; nor does the section `track`."""
 
 Say = Callable[[str], None]
 
@@ -79,7 +79,7 @@ def run(recipe: Recipe, out: Path, say: Say = print) -> Finished:
 
 
 def run_stage(
-    stage: Stage, folder: Path, finished: Finished, context: Context, *, title: str | None = None, replace: bool = True
+    stage: Stage, folder: Path, finished: Finished, context: Context, *, title: str | None = None, replace: bool | None = None
 ) -> Mapping[str, Any]:
     """One stage, unless it is done; returns its record.
 
@@ -89,7 +89,8 @@ def run_stage(
         finished: the stages before it; this one is added.
         context: what it may know besides.
         title: what progress lines call it.
-        replace: clear the folder when it holds another stage's or other settings' results; otherwise refuse.
+        replace: clear the folder when it holds another stage's or other settings' results (True) or refuse (False); None, as for a recipe,
+            clears results, which can be had again, and refuses the checkpoints of an unfinished training.
 
     Raises:
         OptionError: the folder holds something that may not be cleared.
@@ -97,16 +98,17 @@ def run_stage(
     title = title or stage.name
     parents = {name: finished.keys[name] for name in _parents(stage, context)}
     inputs = {path: record.digest_path(path) for path in _inputs(stage)}
-    key = record.digest({"stage": _deciding(stage), "parents": parents, "inputs": inputs})
+    key = _key(stage, parents, inputs, context)
     finished.keys[stage.name] = key
     if (entry := _done(folder, key)) is not None:
         context.say(f"{title}: already done")
     else:
-        if record.is_first():
-            _make_room(stage, folder, key, replace=replace, say=context.say, title=title)
         resolved = stage.resolve(finished.outputs)
-        inputs = {path: inputs.get(path) or record.digest_path(path) for path in _inputs(resolved)}
-        entry = {"kind": stage.kind, "name": stage.name, "key": key, "stage": _settings(stage), "parents": parents, "inputs": inputs}
+        read = {path: inputs.get(path) or record.digest_path(path) for path in _inputs(resolved)}
+        entry = {"kind": stage.kind, "name": stage.name, "key": key, "stage": _settings(stage), "parents": parents, "inputs": read}
+        entry |= {"key_but_reward": _key(_but_reward(stage), parents, inputs, context)} if "train" in stage.sections else {}
+        if record.is_first():
+            _make_room(folder, entry, replace=replace, say=context.say, title=title)
         with record.writing(folder):
             entry = _execute(resolved, folder, entry, context, title)
         _give_back()
@@ -123,21 +125,37 @@ def _execute(stage: Stage, folder: Path, entry: Mapping[str, Any], context: Cont
     """Run a stage's function and write its record, then outputs.json; returns the record."""
     started, clock = record.now(), time.monotonic()
     context.say(f"{title}: {stage.kind} ..." if stage.kind != stage.name else f"{title} ...")
-    entry = {**entry, **record.environment(), "seeds": _seeds(stage), "started": started}
+    entry = {**entry, **record.environment(), "seeds": _seeds(stage), "started": started, **_before(folder)}
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(folder / "recipe.yaml", to_yaml(stage))
     record.write_json(folder / "record.json", entry)
     try:
         done = _guarded(stage, folder, context)
-    except PrefoptError:
-        _forget(folder)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            record.write_json(folder / "record.json", entry | _spent(entry, time.monotonic() - clock))
+        if isinstance(error, PrefoptError):
+            _forget(folder)
         raise
     seconds = time.monotonic() - clock
-    entry = {**entry, **done.facts, "ended": record.now(), "seconds": round(seconds, 1), "outputs": dict(done.outputs)}
+    entry = {**entry, **done.facts, "ended": record.now(), **_spent(entry, seconds), "outputs": dict(done.outputs)}
     record.write_json(folder / "record.json", entry)
     record.write_json(folder / "outputs.json", dict(done.outputs))
     context.say(f"{title}: {done.summary} ({seconds:.1f} s)")
     return entry
+
+
+def _before(folder: Path) -> dict[str, Any]:
+    """Of a stage that goes on, the records of its earlier sittings, oldest first, and the seconds they took, as far as they are known."""
+    last = record.read_json(folder / "record.json")
+    if not isinstance(last, dict):
+        return {}
+    return {"sittings": [*last.pop("sittings", []), last], "seconds": last.get("seconds", 0.0)}
+
+
+def _spent(entry: Mapping[str, Any], seconds: float) -> dict[str, float]:
+    """The seconds of a sitting with those of the ones before it."""
+    return {"seconds": round(entry.get("seconds", 0.0) + seconds, 1)}
 
 
 def _give_back() -> None:
@@ -187,35 +205,55 @@ def _done(folder: Path, key: str) -> Mapping[str, Any] | None:
     return entry if all((folder / path).exists() for path in outputs.values()) else None
 
 
-def _make_room(stage: Stage, folder: Path, key: str, *, replace: bool, say: Say, title: str) -> None:
+def _make_room(folder: Path, entry: Mapping[str, Any], *, replace: bool | None, say: Say, title: str) -> None:
     """Leave a folder that is empty or holds a started run of this very stage, which goes on where it stopped."""
     if folder.exists() and not folder.is_dir():
         raise OptionError("is a file; a folder is needed", where=str(folder), fix="choose another --out")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    entry = record.read_json(folder / "record.json")
-    if not isinstance(entry, dict) or "key" not in entry:
+    held = record.read_json(folder / "record.json")
+    if not isinstance(held, dict) or "key" not in held:
         raise OptionError(
             "the folder holds files that are not a prefopt stage's", where=str(folder), fix="choose another --out or empty the folder"
         )
-    if entry["key"] == key and not (folder / "outputs.json").exists():
+    unfinished = not (folder / "outputs.json").exists()
+    if held["key"] == entry["key"] and unfinished:
         say(f"{title}: not finished last time; going on")
         return
-    change = "an output is gone" if entry["key"] == key else _changes(entry.get("stage", {}), _settings(stage))
-    if not replace:
-        raise OptionError(
-            f"the folder holds a run with other settings or inputs ({change})",
-            where=str(folder),
-            fix="choose another --out, or add --overwrite",
-        )
+    change = "an output is gone" if held["key"] == entry["key"] else _changes(held, entry)
+    if unfinished and not replace and "key_but_reward" in entry and held.get("key_but_reward") == entry["key_but_reward"]:
+        say(f"{title}: {change}; not finished last time, going on; what was judged so far stays as it is")
+        return
+    _may_clear(folder, entry, change, unfinished=unfinished, replace=replace)
     say(f"{title}: {change}; running again, old results are deleted")
     shutil.rmtree(folder)
 
 
+def _may_clear(folder: Path, entry: Mapping[str, Any], change: str, *, unfinished: bool, replace: bool | None) -> None:
+    """Find out whether a folder of other results may be cleared.
+
+    Raises:
+        OptionError: nobody asked for it, or the stage itself reads what lies there.
+    """
+    read = [path for path, digest in entry["inputs"].items() if not digest.startswith(record.HUB)]
+    own = next((path for path in read if Path(path).resolve().is_relative_to(folder.resolve())), None)
+    if own is not None:
+        raise OptionError(f"the stage reads {own}, which lies in the folder it is to write", where=str(folder), fix="choose another --out")
+    if replace is False:
+        what = f"the folder holds a run with other settings or inputs ({change})"
+        raise OptionError(what, where=str(folder), fix="choose another --out, or add --overwrite")
+    if replace is None and unfinished and any(folder.glob("checkpoints/step-*")):
+        what = f"the folder holds the checkpoints of a training that is not finished, with other settings or inputs ({change})"
+        fix = "undo the change to go on with it, choose another --out, or delete the folder to start again"
+        raise OptionError(what, where=str(folder), fix=fix)
+
+
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs between two stages' settings, in one phrase."""
-    before, after = _flat(old), _flat(new)
+    """What differs between two records' settings and files, in one phrase."""
+    before, after = _flat(old.get("stage", {})), _flat(new["stage"])
     changed = [f"{k}: {before.get(k)} -> {after.get(k)}" for k in {**before, **after} if before.get(k) != after.get(k)]
+    files = old.get("inputs", {})
+    changed += [f"{path} has changed" for path, digest in new["inputs"].items() if files.get(path, digest) != digest]
     return ", ".join(changed[:2]) + (f" and {len(changed) - 2} more" if len(changed) > 2 else "") if changed else "its inputs changed"
 
 
@@ -234,7 +272,24 @@ def _settings(stage: Stage) -> dict[str, Any]:
 def _deciding(stage: Stage) -> dict[str, Any]:
     """The same without what a run that trains may go on with another of; what only samples is another run on another server."""
     settings = _settings(stage)
-    return settings | {"rollout": deciding(settings["rollout"])} if {"train", "rollout"} <= stage.sections.keys() else settings
+    if "train" not in settings:
+        return settings
+    settings |= {name: {k: v for k, v in settings[name].items() if k not in free} for name, free in _FREE.items() if name in settings}
+    settings |= {"rollout": deciding(settings["rollout"])} if "rollout" in settings else {}
+    return {name: value for name, value in settings.items() if name != "track"}
+
+
+def _but_reward(stage: Stage) -> Stage:
+    """A training stage without what judges its answers: a run whose reward has failed may go on with a mended one."""
+    kept = {name: section for name, section in stage.sections.items() if name not in ("reward", "monitor")}
+    return dataclasses.replace(stage, sections=kept)
+
+
+def _key(stage: Stage, parents: Mapping[str, str], inputs: Mapping[str, str], context: Context) -> str:
+    """The hash of what decides a stage's result; `parents` and `inputs` may hold more than it takes from."""
+    taken = {name: parents[name] for name in _parents(stage, context)}
+    read = {path: inputs[path] for path in _inputs(stage)}
+    return record.digest({"stage": _deciding(stage), "parents": taken, "inputs": read})
 
 
 def _plain(value: Any) -> Any:
@@ -252,8 +307,8 @@ def _parents(stage: Stage, context: Context) -> list[str]:
 
 def _inputs(stage: Stage) -> list[str]:
     """The files, folders and hub names a stage reads that no earlier stage wrote."""
-    values = [getattr(stage.sections.get(section), name, None) for section, names in _INPUTS.items() for name in names]
-    values += [stage.options.get(name) for name in _OPTION_INPUTS]
+    values = [getattr(section, name) for section in stage.sections.values() for name in kinds.read_by(hints(section.__class__))]
+    values += [stage.options[name] for name in kinds.read_by(kinds.get(stage.kind, stage.to_dict()).options)]
     paths = [path for value in values for path in (value if isinstance(value, list) else [value]) if isinstance(path, str)]
     paths = [file if file.endswith(".py") else path for path in paths for file in [path.rpartition(":")[0]]]  # rewards are "file.py:name"
     return [path for path in dict.fromkeys(paths) if "${" not in path]
