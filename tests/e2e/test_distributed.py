@@ -24,7 +24,7 @@ from pathlib import Path
 from prefopt.errors import OptionError
 from prefopt.settings import LoraSettings, ReferenceSettings
 from prefopt.training import fit
-from prefopt.training.fit import Interrupted
+from prefopt.training.signals import Interrupted
 from tests.e2e.test_distributed import FOLLOWS
 from tests.worlds import run
 folder, kind = Path(sys.argv[1]), sys.argv[2]

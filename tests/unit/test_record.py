@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from prefopt.pipeline.kinds import BY_REWARD, KINDS, SECTIONS
 from prefopt.pipeline.recipe import Stage, build, single
 from prefopt.pipeline.run import Context, Done, Fault, Finished, run, run_stage
 from prefopt.pipeline.source import Override, parse, parse_override
+from prefopt.training.signals import Interrupted, StopRequest
 
 RECIPE = """\
 stages:
@@ -67,6 +69,22 @@ def test_a_second_run_does_nothing_and_says_so(calls: list[str]) -> None:
     assert said == [f"[{i}/5] {name}: already done" for i, name in enumerate(calls, 1)]
     assert first.outputs == second.outputs
     assert first.outputs["sample"] == {"data": "out/sample/data"}
+
+
+def test_a_signal_in_a_stages_last_step_ends_the_recipe_after_the_stage(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(stage: Stage, folder: Path, context: Context) -> Done:
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(stage, folder, context)
+
+    real = stages.RUN["sample"]
+    monkeypatch.setattr(stages, "RUN", {**stages.RUN, "sample": late})
+    with pytest.raises(Interrupted, match="SIGTERM after stage sample") as caught:
+        start()
+    assert caught.value.exit_code == 143
+    assert calls == ["world", "sample"]
+    start()
+    assert calls == ["world", "sample", "label", "aside", "report"]
 
 
 def test_a_change_runs_the_stage_and_what_depends_on_it(calls: list[str]) -> None:

@@ -34,11 +34,12 @@ from prefopt.settings import HeadSettings, LoraSettings, ReferenceSettings, Trai
 from prefopt.training import checkpoint, loop
 from prefopt.training import setup as jobs
 from prefopt.training.coupling import couple, mismatched_kl
-from prefopt.training.fit import Interrupted, fit
+from prefopt.training.fit import fit
 from prefopt.training.loop import evaluate
 from prefopt.training.lora import add_adapter
 from prefopt.training.rounds import measure
 from prefopt.training.setup import Setup, build_job
+from prefopt.training.signals import Interrupted
 from prefopt.training.stream import Rows
 from prefopt.types import TokenTree
 from tests.tiny import random_tree, tiny_model

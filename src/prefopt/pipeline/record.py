@@ -26,7 +26,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "peft", "safetens
 _CHUNK = 1 << 20
 HUB = "hub:"
 """What the hash of a hub name begins with."""
-_FULL = ("the disk is full", "free some space; the same command goes on from here")
+_FULL = ("the disk is full", "free some space and give the same command again: it goes on from what is whole")
 _CLOSED = ("cannot be written to", "choose another --out")
 _UNWRITABLE = {
     errno.ENOSPC: _FULL,

@@ -26,6 +26,7 @@ from prefopt.pipeline.check import hints
 from prefopt.pipeline.lineage import HELDOUT
 from prefopt.pipeline.recipe import Recipe, Stage
 from prefopt.settings import deciding
+from prefopt.training.signals import Interrupted, unserved
 
 _FREE = {"train": ("save_every", "micro_tokens"), "reward": ("timeout", "retries")}
 """Settings of training that do not decide its result; nor does the section `track`."""
@@ -63,6 +64,7 @@ def run(recipe: Recipe, out: Path, say: Say = print) -> Finished:
 
     Raises:
         PrefoptError: a stage cannot go on; the finished ones stay finished.
+        Interrupted: a signal came in the last step of a training stage, which is finished.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise OptionError(
@@ -72,9 +74,12 @@ def run(recipe: Recipe, out: Path, say: Say = print) -> Finished:
         out.mkdir(parents=True, exist_ok=True)
         record.write_text(out / "recipe.yaml", to_yaml(*recipe.stages))
     finished = Finished()
+    unserved()
     for number, stage in enumerate(recipe.stages, 1):
         title = f"[{number}/{len(recipe.stages)}] {stage.name}"
         run_stage(stage, out / stage.name, finished, Context(out, tuple(finished.keys), say), title=title)
+        if (late := unserved()) and stage is not recipe.stages[-1]:
+            raise Interrupted(late, f"stage {stage.name}")
     return finished
 
 

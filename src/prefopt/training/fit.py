@@ -40,20 +40,12 @@ from prefopt.training.optim import schedule
 from prefopt.training.progress import Progress
 from prefopt.training.rounds import stand_in
 from prefopt.training.setup import Setup, build_job
-from prefopt.training.signals import StopRequest
+from prefopt.training.signals import Interrupted, StopRequest
 from prefopt.training.stream import Rows, Stream
 from prefopt.training.track import Trackers, open_trackers
 from prefopt.types import Stat, TokenTree
 
 Found = TypeVar("Found")
-
-
-class Interrupted(PrefoptError):
-    """A signal ended the run after a step; the exit code is the shell's for that signal."""
-
-    def __init__(self, signal: str, step: int, total: int) -> None:
-        super().__init__(f"stopped by {signal} after step {step} of {total}", fix="the same command goes on from there")
-        self.exit_code = {"SIGINT": 130, "SIGTERM": 143}[signal]
 
 
 @dataclass(frozen=True)
@@ -200,7 +192,7 @@ class Run:
             last = self.at.step == self.total
             if not last and distributed.any_rank(bool(stop.requested)):
                 self.save()
-                raise Interrupted(stop.requested or "SIGTERM", self.at.step, self.total)
+                raise Interrupted(stop.requested or "SIGTERM", f"step {self.at.step} of {self.total}")
             if train.save_every and self.at.step % train.save_every == 0:
                 self.save()
         self.evaluate(trackers)

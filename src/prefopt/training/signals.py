@@ -8,8 +8,18 @@ import threading
 from types import FrameType
 from typing import Any
 
+from prefopt.errors import PrefoptError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTICE = b"\nstopping after this step (Ctrl-C again stops at once)\n"
+
+
+class Interrupted(PrefoptError):
+    """A signal ended the work after a step or a stage; the exit code is the shell's for that signal."""
+
+    def __init__(self, signal: str, after: str) -> None:
+        super().__init__(f"stopped by {signal} after {after}", fix="the same command goes on from there")
+        self.exit_code = {"SIGINT": 130, "SIGTERM": 143}[signal]
 
 
 _late: list[str] = []
