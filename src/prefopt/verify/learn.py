@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from prefopt.losses.methods import METHODS
 from prefopt.losses.ragged import segment_sum
@@ -75,7 +76,7 @@ class Table(nn.Module):
         self.head = nn.Linear(width, width, bias=False, dtype=torch.float64).requires_grad_(False)
         nn.init.eye_(self.head.weight)
         self.score = nn.Identity()
-        self.config = SimpleNamespace()
+        self.config = PreTrainedConfig()
 
     @property
     def base_model(self) -> Table:
