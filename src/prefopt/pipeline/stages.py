@@ -18,12 +18,11 @@ from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions,
 from prefopt.pipeline.lineage import HELDOUT, training
 from prefopt.pipeline.recipe import Stage
 from prefopt.pipeline.run import Context, Done
-from prefopt.settings import RewardSettings
+from prefopt.settings import ModelSettings, RewardSettings
 
 if TYPE_CHECKING:
     from prefopt.losses.methods import Method
     from prefopt.pack.prepare import Prepared
-    from prefopt.settings import ModelSettings
     from prefopt.training.monitor import Monitor
     from prefopt.types import Example, TokenTree
 
@@ -278,7 +277,7 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         out=folder,
         say=context.say,
         data_sha256=record.digest([record.digest_path(path) for path in files]),
-        open=lambda path: open_model(settings, path=path),
+        open=lambda path: open_model(ModelSettings(path=path, dtype=settings.dtype)),
         training=training(paths),
         seen=options.seen,
         harm=options.harm,
