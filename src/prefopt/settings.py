@@ -17,6 +17,7 @@ Size = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 AtLeast0 = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ class TrainSettings:
     """bf16 computes in bf16 with fp32 master weights and optimizer state; auto is bf16 on a GPU, fp32 on a CPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon is for the matrices between the embedding and the head; all else is AdamW's then too."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the mean gradient and of its square."""
     seed: Count = 0
     """Of the order of the rows, of what is held out, of weights that are drawn, of dropout and, with rollout.seed, of samples."""

@@ -150,6 +150,8 @@ def test_a_method_mixed_in_brings_its_reference_section(tmp_path: Path) -> None:
     text = "stages: [{kind: simpo, model: {path: m}, data: {path: d}}]"
     assert "reference" not in load(tmp_path, text).stages[0].sections
     assert "reference" in load(tmp_path, text, "mix.dpo=0.1").stages[0].sections
+    for order in (["mix.dpo=0.1", "reference.path=x"], ["reference.path=x", "mix.dpo=0.1"], ["reference.path=x", "simpo.mix.dpo=0.1"]):
+        assert load(tmp_path, text, *order).stages[0].sections["reference"].path == "x"
 
 
 def test_defaults_reach_stages_that_read_the_section_and_do_not_set_the_key(tmp_path: Path) -> None:
@@ -195,7 +197,8 @@ FILE_MISTAKES = {
     "yess": ("learning_rate: 5e-6", "compile: yess", ["train.compile: expected true or false, found 'yess'"]),
     "yes": ("learning_rate: 5e-6", "compile: yes", ["train.compile: expected true or false, found 'yes'"]),
     "a misspelt choice": ("learning_rate: 5e-6", "schedule: cosin", ["expected constant, linear or cosine, found 'cosin'", "'cosine'?"]),
-    "a list that is too short": ("learning_rate: 5e-6", "betas: [0.9]", ["train.betas: expected a list of 2 numbers, found [0.9]"]),
+    "a list that is too short": ("learning_rate: 5e-6", "betas: [0.9]", ["train.betas: expected a list of 2 numbers of at least 0"]),
+    "a decay that never ends": ("learning_rate: 5e-6", "betas: [0.9, 1.0]", ["and below 1, found [0.9, 1.0]"]),
     "a scalar for a section": (
         "{path: demos.jsonl}",
         "demos.jsonl",
@@ -255,7 +258,7 @@ LINE_MISTAKES = {
     "sft.beta=1": ["command line: beta: not an option of sft"],
     "sft.reference.cache=true": ["command line: reference: sft does not read this section"],
     "train.steps": ["expected key=value, found 'train.steps'"],
-    "train.steps=": ["train.steps: no value after '='"],
+    "train.steps=": ["train.steps: no value after '='", "leave the option out"],
     "=3": ["expected key=value"],
     "train..steps=3": ["expected key=value"],
     "data.path=[a": ["not YAML"],
@@ -390,3 +393,4 @@ def test_a_run_that_trains_may_go_on_with_other_batches_of_samples() -> None:
     assert key(samples=4) != key(samples=8)
     served = {"engine": "server", "url": "http://a/v1"}
     assert key(batch_size=8, **served) != key(batch_size=64, **served)
+    assert load(tmp_path, RLHF, "reward.weights.model=2").stages[1].sections["reward"].weights == {"model": 2}

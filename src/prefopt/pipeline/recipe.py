@@ -102,7 +102,7 @@ def build(source: Source, overrides: Iterable[Override] = ()) -> Recipe:
     stages = [_head(source, i) for i in places]
     _check_names(source, stages)
     _apply_defaults(source, stages)
-    for override in sorted(overrides, key=lambda one: one.key[-1] != "loss"):  # first what says which options there are
+    for override in sorted(overrides, key=_decides_nothing):  # first what says which options and sections there are
         stages = [_head(source, i) for i in places]
         _apply(source, stages, override)
     stages = [_head(source, i) for i in places]
@@ -191,10 +191,10 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
     by_name = {stage.name: i for i, stage in enumerate(stages)}
     if override.key[-1] in _OWN_KEYS:
         raise OptionError("a stage's kind and name are the recipe's", where=f"{override.origin}: {override.dotted}", fix="edit the recipe")
-    if head in by_name and rest and not _of_section(stages, override.key):
+    readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
+    if head in by_name and rest and not readers:  # where some stage reads it, `reward` is the section, not the method
         source.put(("stages", by_name[head], *rest), override.value, override.origin)
         return
-    readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
     if not readers:
         raise _unread(stages, override)
     free = [i for i in readers if not _wired(source, i, override.key)]
@@ -209,10 +209,9 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
         source.put(("stages", i, *override.key), override.value, override.origin)
 
 
-def _of_section(stages: Sequence[_Head], key: Key) -> bool:
-    """Whether a key is one of a section's that some stage reads, though a stage has the section's name (`reward` is a method too)."""
-    section, name, *deeper = map(str, key)
-    return not deeper and any(section in stage.kind.sections and name in _keys(stage.kind, section) for stage in stages)
+def _decides_nothing(override: Override) -> bool:
+    """Whether what a stage reads does not depend on it."""
+    return override.key[-1] != "loss" and MIX not in override.key
 
 
 def _reads(kind: Kind, key: Sequence[str]) -> bool:
