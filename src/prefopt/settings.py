@@ -79,7 +79,7 @@ class DataSettings:
     chat: bool = False
     """Read string prompts as a user's turn and string answers as the assistant's, so that they go through the chat template."""
     max_length: Size | None = None
-    """Longest prompt + completion in tokens; the model's own limit when not given."""
+    """Longest prompt + completion in tokens, that of rollout.max_new_tokens where it is sampled; the model's own limit when not given."""
     truncation: Literal["error", "drop", "prompt_left", "completion_right", "chunk"] = "error"
     """What happens to longer rows: refuse, drop the row, cut the prompt's start, cut the completions' ends, or (pretrain only) train on
     all of it in consecutive chunks."""

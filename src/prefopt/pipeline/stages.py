@@ -47,9 +47,8 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     data, seed = settings["data"], settings["train"].seed
     model = _to_train(stage)
     room = settings["rollout"].max_new_tokens if method.online else 0
-    limit = _limit(model.max_length, room)
     reward = build_reward(settings["reward"], max_new_tokens=room) if method.online else None
-    prepared = prepare(data, model.renderer, data=method.data, max_length=limit, seed=seed, say=context.say)
+    prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, room=room, seed=seed, say=context.say)
     record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
     record.write_text(folder / "tokens.json", json.dumps([shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]]))
     if prepared.heldout:
@@ -69,14 +68,6 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
         "metrics": result.metrics,
     }
     return Done({"model": "model"}, facts, f"{result.steps} steps, {_headline(result.metrics)}")
-
-
-def _limit(most: int | None, room: int) -> int | None:
-    """Tokens a prompt may have in a model that takes `most`, where `room` of them are for an answer that is still to be sampled."""
-    if most and room >= most:
-        what = f"{room} new tokens leave no room for a prompt: the model takes {most} tokens"
-        raise OptionError(what, where="rollout.max_new_tokens", fix=f"lower it below {most}")
-    return most - room if most else None
 
 
 def _monitor(stage: Stage, prepared: Prepared, folder: Path, context: Context) -> Monitor:
