@@ -7,7 +7,7 @@ below; a field whose docstring starts with a requirement has none. Everything is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -18,6 +18,11 @@ Share = Annotated[float, Ge(0), Le(1)]
 AtLeast0 = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Decay = Annotated[float, Ge(0), Lt(1)]
+
+
+def changed(settings: Any, *names: str) -> list[str]:
+    """Those of the fields that are not what they are when not given."""
+    return [one.name for one in fields(settings) if one.name in names and getattr(settings, one.name) != one.default]
 
 
 @dataclass(frozen=True, kw_only=True)
