@@ -7,7 +7,7 @@ below; a field whose docstring starts with a requirement has none. Everything is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,6 +17,12 @@ Size = Annotated[int, Ge(1)]
 Share = Annotated[float, Ge(0), Le(1)]
 AtLeast0 = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+
+
+def changed(settings: Any, *names: str) -> list[str]:
+    """Those of the fields that are not what they are when not given."""
+    return [one.name for one in fields(settings) if one.name in names and getattr(settings, one.name) != one.default]
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class DataSettings:
     chat: bool = False
     """Read string prompts as a user's turn and string answers as the assistant's, so that they go through the chat template."""
     max_length: Size | None = None
-    """Longest prompt + completion in tokens; the model's own limit when not given."""
+    """Longest prompt + completion in tokens, that of rollout.max_new_tokens where it is sampled; the model's own limit when not given."""
     truncation: Literal["error", "drop", "prompt_left", "completion_right", "chunk"] = "error"
     """What happens to longer rows: refuse, drop the row, cut the prompt's start, cut the completions' ends, or (pretrain only) train on
     all of it in consecutive chunks."""
@@ -127,7 +133,7 @@ class TrainSettings:
     """bf16 computes in bf16 with fp32 master weights and optimizer state; auto is bf16 on a GPU, fp32 on a CPU."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon is for the matrices between the embedding and the head; all else is AdamW's then too."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay rates of the mean gradient and of its square."""
     seed: Count = 0
     """Of the order of the rows, of what is held out, of weights that are drawn, of dropout and, with rollout.seed, of samples."""

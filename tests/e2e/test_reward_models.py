@@ -94,8 +94,8 @@ def test_separate_models_and_averaged_weights_need_no_special_case(prefopt: Pref
     recipe = tmp_path / "ensemble.yaml"
     found = {}
     for rule in ("mean", "min", "lower_bound", "average_weights"):
-        recipe.write_text(f"stages:\n  - kind: ensemble\n    members: ['{members[0]}', '{members[1]}']\n    rule: {rule}\n    k: 0.5\n")
-        done = prefopt("run", recipe, "--out", tmp_path / rule)
+        recipe.write_text(f"stages:\n  - kind: ensemble\n    members: ['{members[0]}', '{members[1]}']\n    rule: {rule}\n")
+        done = prefopt("run", recipe, "--out", tmp_path / rule, *(["k=0.5"] if rule == "lower_bound" else []))
         assert done.code == 0, done.err
         found[rule] = scores(prefopt, tmp_path / rule / "ensemble" / "model", data("pairs"), tmp_path / f"{rule}.jsonl")
     readings = [opened(m).reading for m in members]
@@ -153,6 +153,9 @@ def test_steps_and_solutions(prefopt: Prefopt, base: Path, data: Data, tmp_path:
     done = prefopt("score", "--model", base, "--data", data("pairs"), "--out", out, "solution=min")
     assert done.code == 2
     assert "no process reward model" in done.err
+    done = prefopt("score", "--model", model, "--data", data("steps"), "--out", out, "beta=2")
+    assert done.code == 2
+    assert "beta: a reward model's scores are multiplied by nothing" in done.err
 
 
 def test_the_end_of_an_answer_is_seen(prefopt: Prefopt, base: Path, data: Data, tmp_path: Path) -> None:

@@ -19,10 +19,14 @@ from prefopt.pipeline import stages
 from prefopt.pipeline.kinds import SuiteName
 from prefopt.pipeline.recipe import single
 from prefopt.pipeline.run import Context
+from prefopt.rollout.policy import RewardModel
 from prefopt.settings import DataSettings, JudgeSettings, RolloutSettings
+from prefopt.text.chat import Renderer
 from prefopt.types import Completion, Example, Message, TokenTree
 from prefopt.world import World
 from tests.benches import Scripted, Spoken, bench_of, figures_in, rows_of
+from tests.chat_shapes import tokenizer as chat_tokenizer
+from tests.tiny import tiny_model
 from tests.worlds import language_model
 
 WORLD = World(0)
@@ -169,6 +173,18 @@ def test_prompts_are_asked_once_each_where_all_that_a_template_reads_is_the_same
 
 
 # --- people's labels --------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_reads_conversations_in_its_own_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, seen = chat_tokenizer("chatml"), []
+    reward = RewardModel(tiny_model("llama", scorer=True), words, Renderer(words), "rm")
+    reward.save(tmp_path / "rm")
+    monkeypatch.setattr(suites, "run", lambda names, bench: seen.append(bench.reward_model.renderer) or "")
+    (tmp_path / "d.jsonl").write_text('{"prompt": "x"}\n')
+    given = {"path": str(tmp_path / "rm"), "chat_template": "plain"}
+    stage = single({"kind": "evaluate", "model": given, "data": {"path": str(tmp_path / "d.jsonl")}, "judge": {"path": given["path"]}}, [])
+    stages.evaluate(stage, tmp_path, Context(tmp_path))
+    assert seen[0].template == Renderer(words).template != Renderer(words, "plain").template
 
 
 def votes(tmp_path: Path) -> DataSettings:

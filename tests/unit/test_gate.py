@@ -16,9 +16,10 @@ from prefopt.evaluate.gate import Evidence, Outcome, Placed, judge
 from prefopt.evaluate.rows import Figure, figure, to_json
 from prefopt.pipeline import gate as gates
 from prefopt.pipeline import stages
-from prefopt.pipeline.recipe import single
+from prefopt.pipeline.recipe import Stage, build
 from prefopt.pipeline.record import digest_path
 from prefopt.pipeline.run import Context
+from prefopt.pipeline.source import Source
 from prefopt.settings import GateRule, GateSettings
 from prefopt.stats import clustered_mean, score_rate
 
@@ -255,13 +256,19 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run(["gate", "--show-default"]) == 0
 
 
+def gate_after(*names: str, **options: Any) -> Stage:
+    """A gate stage after evaluate stages of these names."""
+    before = [{"kind": "evaluate", "name": name, "model": {"path": "m"}, "data": {"path": "d"}} for name in names]
+    return build(Source("test", {"stages": [*before, {"kind": "gate", **options}]})).stages[-1]
+
+
 def test_the_stage_reads_the_evaluations_before_it(tmp_path: Path) -> None:
     policy = tmp_path / "gate.yaml"
     policy.write_text(WIN)
     write_run(tmp_path, [wins(300, 100)])
     write_run(tmp_path, [wins(1, 399)], stage="later")
     (tmp_path / "gate").mkdir()
-    stage = single({"kind": "gate", "policy": str(policy)}, [])
+    stage = gate_after("evaluate", policy=str(policy))
     done = stages.gate(stage, tmp_path / "gate", Context(tmp_path, ("evaluate",)))
     assert done.facts["verdict"] == "PASS"
     found = json.loads((tmp_path / "gate" / "gate.json").read_text())
@@ -273,7 +280,7 @@ def test_a_new_evaluation_ends_a_stages_verdict_unless_it_names_what_it_reads(na
     (tmp_path / "gate.yaml").write_text(WIN)
     write_run(tmp_path, [wins(300, 100)])
     (tmp_path / "gate").mkdir()
-    stage = single({"kind": "gate", "policy": str(tmp_path / "gate.yaml"), "stages": named}, [])
+    stage = gate_after("evaluate", policy=str(tmp_path / "gate.yaml"), stages=named)
     stages.gate(stage, tmp_path / "gate", Context(tmp_path, ("evaluate",)))
     assert gates.changed(tmp_path / "gate" / "gate.json") == []
     write_run(tmp_path, [wins(1, 399)], stage="later")
@@ -288,12 +295,12 @@ def test_a_stage_reads_the_evaluations_it_names(tmp_path: Path) -> None:
     (tmp_path / "gate").mkdir()
     context = Context(tmp_path, ("first", "second"))
     with pytest.raises(DataError, match=r"several evaluations measure win_rate: first, second\n.*RUN/STAGE"):
-        stages.gate(single({"kind": "gate", "policy": str(policy)}, []), tmp_path / "gate", context)
+        stages.gate(gate_after("first", "second", policy=str(policy)), tmp_path / "gate", context)
     for name, verdict in (("first", "PASS"), ("second", "FAIL")):
-        stage = single({"kind": "gate", "policy": str(policy), "stages": [name]}, [])
+        stage = gate_after("first", "second", policy=str(policy), stages=[name])
         assert stages.gate(stage, tmp_path / "gate", context).facts["verdict"] == verdict
     with pytest.raises(OptionError, match=r"'frist'\n.*'first'"):
-        stages.gate(single({"kind": "gate", "stages": ["frist"]}, []), tmp_path / "gate", context)
+        gate_after("first", "second", stages=["frist"])
     assert run(["gate", str(tmp_path / "first"), "--policy", str(policy)]) == 0
 
 

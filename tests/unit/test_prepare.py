@@ -11,7 +11,7 @@ import pytest
 
 from prefopt.data.check import check
 from prefopt.data.preflight import ALONE, CUT_BEFORE, DUPLICATE, EMPTY, FITS, IDENTICAL, SEEN_PROMPT
-from prefopt.errors import DataError
+from prefopt.errors import DataError, OptionError
 from prefopt.losses.methods import METHODS
 from prefopt.pack.prepare import Prepared, prepare
 from prefopt.settings import DataSettings
@@ -311,26 +311,39 @@ def test_the_chunks_of_a_text_are_held_out_together(make: Maker) -> None:
 
 
 def test_only_plain_text_is_split_and_pretraining_is_told_so(make: Maker) -> None:
-    with pytest.raises(DataError, match=r"chunk splits plain text, and this method learns from pairs(.|\n)*use it with pretrain"):
+    with pytest.raises(OptionError, match=r"chunk splits plain text, and this method learns from pairs(.|\n)*use it with pretrain"):
         make(PAIRS, "pairs", truncation="chunk")
     with pytest.raises(DataError, match=r"1 of 1 rows \(100.0%\) are longer than 10 tokens(.|\n)*data.truncation=chunk"):
         make([{"text": "x" * 20}], "text", max_length=10)
 
 
 def test_limits_that_cannot_be(make: Maker) -> None:
-    with pytest.raises(DataError, match="beyond the model's longest sequence, 40"):
+    with pytest.raises(OptionError, match=r"data.max_length: 50 is beyond the model's longest sequence, 40"):
         prepare(DataSettings(path=make.write(PAIRS), max_length=50), make.renderer, data="pairs", max_length=40, seed=0)
-    with pytest.raises(DataError, match="leaves no room"):
+    with pytest.raises(OptionError, match="leaves no room"):
         prepare(DataSettings(path=make.write(PAIRS), max_length=1), make.renderer, data="pairs", max_length=40, seed=0)
-    with pytest.raises(DataError, match="eval_fraction=1"):
+    with pytest.raises(OptionError, match=r"data.eval_fraction: 1 is not"):
         make(PAIRS, "pairs", eval_fraction=1.0)
-    with pytest.raises(DataError, match="both set"):
+    with pytest.raises(OptionError, match=r"data.eval_path is set too"):
         make(PAIRS, "pairs", eval_fraction=0.5, eval_path="x.jsonl")
 
 
 def test_the_smaller_of_both_limits_holds(make: Maker) -> None:
     settings = DataSettings(path=make.write(LONG), max_length=40, truncation="drop")
     assert prepare(settings, make.renderer, data="pairs", max_length=1000, seed=0).preflight.max_length == 40
+
+
+@pytest.mark.parametrize(("asked", "left"), [(None, 40), (100, 40), (70, 10)])
+def test_an_answer_still_to_be_sampled_counts_as_part_of_the_longest_sequence(make: Maker, asked: int | None, left: int) -> None:
+    settings = DataSettings(path=make.write([{"prompt": "hi"}]), max_length=asked)
+    assert prepare(settings, make.renderer, data="prompts", max_length=100, room=60, seed=0).preflight.max_length == left
+
+
+@pytest.mark.parametrize(("asked", "whose"), [(None, "the model takes 100 tokens"), (50, "data.max_length is 50 tokens")])
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(make: Maker, asked: int | None, whose: str) -> None:
+    settings = DataSettings(path=make.write([{"prompt": "hi"}]), max_length=asked)
+    with pytest.raises(OptionError, match=rf"rollout.max_new_tokens: 100 new tokens leave no room for a prompt: {whose}"):
+        prepare(settings, make.renderer, data="prompts", max_length=100, room=100, seed=0)
 
 
 # --- held-out rows

@@ -150,6 +150,8 @@ def test_a_method_mixed_in_brings_its_reference_section(tmp_path: Path) -> None:
     text = "stages: [{kind: simpo, model: {path: m}, data: {path: d}}]"
     assert "reference" not in load(tmp_path, text).stages[0].sections
     assert "reference" in load(tmp_path, text, "mix.dpo=0.1").stages[0].sections
+    for order in (["mix.dpo=0.1", "reference.path=x"], ["reference.path=x", "mix.dpo=0.1"], ["reference.path=x", "simpo.mix.dpo=0.1"]):
+        assert load(tmp_path, text, *order).stages[0].sections["reference"].path == "x"
 
 
 def test_defaults_reach_stages_that_read_the_section_and_do_not_set_the_key(tmp_path: Path) -> None:
@@ -195,7 +197,8 @@ FILE_MISTAKES = {
     "yess": ("learning_rate: 5e-6", "compile: yess", ["train.compile: expected true or false, found 'yess'"]),
     "yes": ("learning_rate: 5e-6", "compile: yes", ["train.compile: expected true or false, found 'yes'"]),
     "a misspelt choice": ("learning_rate: 5e-6", "schedule: cosin", ["expected constant, linear or cosine, found 'cosin'", "'cosine'?"]),
-    "a list that is too short": ("learning_rate: 5e-6", "betas: [0.9]", ["train.betas: expected a list of 2 numbers, found [0.9]"]),
+    "a list that is too short": ("learning_rate: 5e-6", "betas: [0.9]", ["train.betas: expected a list of 2 numbers of at least 0"]),
+    "a decay that never ends": ("learning_rate: 5e-6", "betas: [0.9, 1.0]", ["and below 1, found [0.9, 1.0]"]),
     "a scalar for a section": (
         "{path: demos.jsonl}",
         "demos.jsonl",
@@ -255,7 +258,7 @@ LINE_MISTAKES = {
     "sft.beta=1": ["command line: beta: not an option of sft"],
     "sft.reference.cache=true": ["command line: reference: sft does not read this section"],
     "train.steps": ["expected key=value, found 'train.steps'"],
-    "train.steps=": ["train.steps: no value after '='"],
+    "train.steps=": ["train.steps: no value after '='", "leave the option out"],
     "=3": ["expected key=value"],
     "train..steps=3": ["expected key=value"],
     "data.path=[a": ["not YAML"],
@@ -273,6 +276,90 @@ def test_a_mistake_on_the_command_line_is_told(tmp_path: Path, argument: str) ->
         assert part in message
 
 
+DATA = "model: {path: m}, data: {path: d}"
+TOGETHER = {
+    "what the method refuses": (
+        f"kind: dpo, {DATA}, reference: {{cache: true, sync_every: 5}}",
+        "reference.sync_every: a cached",
+    ),
+    "a section as a whole": (f"kind: dpo, {DATA}, heads: {{}}", "heads: dpo does not read"),
+    "patience for nothing": ("kind: dpo, model: {path: m}, data: {path: d, eval_path: e}, train: {patience: 2}", "train.patience"),
+    "nothing held out": (f"kind: dpo, {DATA}, train: {{eval_every: 2}}", "train.eval_every: there is no held-out data"),
+    "one evaluation": ("kind: dpo, model: {path: m}, data: {path: d, eval_path: e}, train: {keep_best: eval/loss}", "train.keep_best: one"),
+    "held out twice": (
+        "kind: sft, model: {path: m}, data: {path: d, eval_path: e, eval_fraction: 0.1}",
+        "data.eval_path is set too",
+    ),
+    "chunks of pairs": ("kind: dpo, model: {path: m}, data: {path: d, truncation: chunk}", "data.truncation: chunk splits plain text"),
+    "pairs of demonstrations": ("kind: sft, model: {path: m}, data: {path: d, pairs: best_worst}", "data.pairs: sft takes no pairs"),
+    "pairs of thumbs": ("kind: kto, model: {path: m}, data: {path: d, pairs: best_worst}", "data.pairs: kto takes no pairs"),
+    "k of a mean": (f"kind: reward, {DATA}, heads: {{count: 3, k: 4.0}}", "heads.k: read by heads.rule=lower_bound alone"),
+    "no reward": (f"kind: grpo, {DATA}", "reward: nothing rates the answers"),
+    "a weight of no source": (f"kind: grpo, {DATA}, reward: {{verifier: math, weights: {{url: 1}}}}", "reward.weights.url: a weight for"),
+    "a monitor of nothing": (
+        f"kind: grpo, {DATA}, reward: {{verifier: math}}, monitor: {{every: 1}}",
+        "monitor.every: read by",
+    ),
+    "a server's patience": (
+        f"kind: grpo, {DATA}, reward: {{verifier: math}}, rollout: {{timeout: 5}}",
+        "rollout.timeout: read by",
+    ),
+    "vLLM's memory": (f"kind: sample, {DATA}, rollout: {{memory: 0.9}}", "rollout.memory: read by rollout.engine=vllm alone"),
+    "an address of nobody": (f"kind: sample, {DATA}, rollout: {{url: 'http://x/v1'}}", "rollout.url: read by rollout.engine=server alone"),
+    "a server nowhere": (f"kind: sample, {DATA}, rollout: {{engine: server}}", "rollout.url: a server without an address"),
+    "new weights of none": (
+        f"kind: sample, {DATA}, rollout: {{engine: server, url: 'http://x/v1', folder: f}}",
+        "rollout.folder: only",
+    ),
+    "one server for two models": (
+        f"kind: evaluate, baseline: b, {DATA}, rollout: {{engine: server, url: 'http://x/v1'}}",
+        "rollout.engine: one server answers for one model",
+    ),
+    "a judge without a model": (f"kind: evaluate, {DATA}, judge: {{by: reward}}", "judge: judge.by=reward needs judge.path"),
+    "a judge without a name": (f"kind: evaluate, {DATA}, judge: {{url: 'http://x/v1'}}", "judge: judge.by=ai needs judge.model"),
+    "shots of no task": (f"kind: evaluate, {DATA}, shots: 5", "shots: read by tasks alone"),
+    "a limit of no buffer": ("kind: score, data: {path: d}, reward: {verifier: math, overlong_limit: 5}", "read by reward.overlong_buffer"),
+    "k of a minimum": ("kind: ensemble, members: [a, b], rule: min, k: 2.0", "k: read by rule=lower_bound alone"),
+    "a gate of no evaluation": ("kind: gate, policy: none.yaml", "4:5: gate: a gate reads evaluations"),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_settings_that_do_not_go_together_are_told_before_the_first_stage_runs(tmp_path: Path, name: str) -> None:
+    last, says = TOGETHER[name]
+    message = refused(tmp_path, f"stages:\n  - kind: world\n  -\n    {{name: last, {last}}}\n")
+    assert says in message
+    assert message.startswith("recipe.yaml:4:")
+
+
+@pytest.mark.parametrize(
+    ("gate", "says"),
+    [
+        ("stages: [evluate]", "stages: no evaluate stage before it is called 'evluate'\ndid you mean 'evaluate'?"),
+        ("stages: [world]", "stages: no evaluate stage before it is called 'world'"),
+        ("policy: none.yaml", "none.yaml: cannot be read: No such file"),
+    ],
+)
+def test_a_gate_that_cannot_decide_is_told_before_the_first_stage_runs(tmp_path: Path, gate: str, says: str) -> None:
+    text = f"stages:\n  - kind: world\n  - {{kind: evaluate, {DATA}}}\n  - {{kind: gate, {gate}}}\n"
+    assert says in refused(tmp_path, text)
+
+
+def test_what_reads_a_setting_lets_it_be(tmp_path: Path) -> None:
+    whole = "model: {path: m}, data: {path: d, eval_fraction: 0.1"
+    for stage in (
+        f"kind: dpo, {whole}, pairs: best_worst}}, train: {{keep_best: eval/loss, eval_every: 5, patience: 2}}",
+        f"kind: pl_dpo, {whole}, pairs: best_worst}}, mix: {{dpo: 0.1}}",
+        f"kind: reward, {DATA}, heads: {{count: 3, rule: lower_bound, k: 4.0}}",
+        f"kind: gspo, {DATA}, reward: {{verifier: math}}, monitor: {{evaluator: gold, every: 1}}, reference: {{path: r}}",
+        "kind: iterative_dpo, model: {path: m}, data: {path: d, pairs: best_worst}, reward: {verifier: math}",
+        f"kind: evaluate, {DATA}, rollout: {{engine: server, url: 'http://x/v1', timeout: 5, retries: 0}}",
+        f"kind: evaluate, {DATA}, tasks: [arc_easy], shots: 5, judge: {{url: 'http://x/v1', model: n}}",
+        "kind: ensemble, members: [a, b], rule: lower_bound, k: 2.0",
+    ):
+        assert load(tmp_path, f"stages: [{{{stage}}}]").stages
+
+
 def test_a_list_where_a_section_stands_is_told_although_the_command_line_sets_a_key_of_it(tmp_path: Path) -> None:
     """Found by `make fuzz`."""
     text = "stages:\n  - kind: pretrain\n    train: []\n    data: {path: d}\n"
@@ -280,14 +367,14 @@ def test_a_list_where_a_section_stands_is_told_although_the_command_line_sets_a_
 
 
 def test_a_loss_decides_which_options_there_are(tmp_path: Path) -> None:
-    text = "stages:\n  - kind: online_dpo\n    model: {path: m}\n    data: {path: d}\n"
+    text = "stages:\n  - kind: online_dpo\n    model: {path: m}\n    data: {path: d}\n    reward: {verifier: math}\n"
     (tmp_path / "recipe.yaml").write_text(text)
     for order in (["gamma=0.7", "loss=simpo"], ["loss=simpo", "gamma=0.7"]):
         (stage,) = recipe.load(tmp_path / "recipe.yaml", order).stages
         assert stage.options == {"beta": 2.0, "gamma": 0.7, "loss": "simpo"}
     assert "gamma: not an option of online_dpo" in refused(tmp_path, text, "gamma=0.7")
     wrong = refused(tmp_path, text + "    loss: simpoo\n")
-    assert "recipe.yaml:5:5: loss: 'simpoo' is no loss of pairs" in wrong
+    assert "recipe.yaml:6:5: loss: 'simpoo' is no loss of pairs" in wrong
     assert "did you mean 'simpo'?" in wrong
 
 
@@ -354,14 +441,15 @@ def test_reward_is_a_stage_and_a_section(tmp_path: Path) -> None:
     assert (reward.sections["train"].steps, ppo.sections["train"].steps) == (9, 9)
     assert (ppo.sections["reward"].length_penalty, ppo.sections["reward"].model) == (0.5, "${reward.model}")
     assert ppo.references == [("reward", "model")]
+    assert load(tmp_path, RLHF, "reward.weights.model=2").stages[1].sections["reward"].weights == {"model": 2}
 
 
 def test_methods_that_sample_say_how_many_answers_they_want(tmp_path: Path) -> None:
     grpo = "stages: [{kind: grpo, model: {path: m}, data: {path: p.jsonl}, reward: {verifier: math}}]"
     (stage,) = load(tmp_path, grpo).stages
     assert stage.sections["rollout"].samples == 8
-    (stage,) = load(tmp_path, grpo, "rollout.samples=3", "rollout.top_p=0.9").stages
-    assert (stage.sections["rollout"].samples, stage.sections["rollout"].top_p) == (3, 0.9)
+    (stage,) = load(tmp_path, grpo, "rollout.samples=3", "rollout.max_new_tokens=9").stages
+    assert (stage.sections["rollout"].samples, stage.sections["rollout"].max_new_tokens) == (3, 9)
     assert "critic" not in stage.sections
     assert stage.options["scale"] == "group"
     assert "not read by grpo" in refused(tmp_path, grpo, "critic.shared=true")
@@ -372,6 +460,8 @@ def test_a_run_that_trains_may_go_on_with_its_server_elsewhere() -> None:
 
     def key(kind: str, url: str) -> str:
         stage = {"kind": kind, "model": {"path": "m"}, "data": {"path": "p"}, "rollout": {"engine": "server", "url": url}}
+        if kind == "grpo":
+            stage |= {"reward": {"verifier": "math"}, "rollout": {"engine": "server", "url": url, "folder": "served"}}
         return record.digest(_deciding(single(stage, [], "test")))
 
     here, there = "http://a/v1", "http://b/v1"
@@ -383,12 +473,12 @@ def test_a_run_that_trains_may_go_on_with_other_batches_of_samples() -> None:
     """Of its own samples, which do not depend on them."""
 
     def key(**rollout: object) -> str:
-        stage = {"kind": "grpo", "model": {"path": "m"}, "data": {"path": "p"}, "rollout": rollout}
+        stage = {"kind": "grpo", "model": {"path": "m"}, "data": {"path": "p"}, "reward": {"verifier": "math"}, "rollout": rollout}
         return record.digest(_deciding(single(stage, [], "test")))
 
     assert key(batch_size=8) == key(batch_size=64)
     assert key(samples=4) != key(samples=8)
-    served = {"engine": "server", "url": "http://a/v1"}
+    served = {"engine": "server", "url": "http://a/v1", "folder": "served"}
     assert key(batch_size=8, **served) != key(batch_size=64, **served)
 
 

@@ -276,7 +276,7 @@ def test_a_mixed_in_row_adds_its_loss(tmp_path: Path) -> None:
 
 def test_a_metric_nobody_measures_is_refused_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"eval/acuracies is not measured"):
-        run(tmp_path, heldout=4, train={"keep_best": "eval/acuracies"})
+        run(tmp_path, heldout=4, train={"keep_best": "eval/acuracies", "eval_every": 1})
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
@@ -285,7 +285,7 @@ def test_a_metric_that_the_first_row_does_not_count_in_is_measured(method: str, 
     """A thumb down is no chosen answer, and a tie has no winner."""
     first = rows_for(method, 1, start=15)[0].branches
     assert first[0].label is False if method == "kto" else first[0].rank == first[1].rank
-    assert name in run(tmp_path, method, rows=15, heldout=3, train={"keep_best": name}).metrics
+    assert name in run(tmp_path, method, rows=15, heldout=3, train={"keep_best": name, "eval_every": 4}).metrics
 
 
 def test_an_epoch_may_be_a_part(tmp_path: Path) -> None:
@@ -446,7 +446,8 @@ def test_bf16_stays_close_to_fp32_and_its_masters_are_fp32(tmp_path: Path) -> No
         ({"options": {"beta": "big"}}, "beta"),
         ({"train": {"keep_best": "eval/loss"}}, "held-out"),
         ({"train": {"patience": 2}}, "patience"),
-        ({"heldout": 4, "train": {"keep_best": "eval/nothing"}}, "not measured"),
+        ({"heldout": 4, "train": {"keep_best": "eval/nothing", "eval_every": 1}}, "not measured"),
+        ({"heldout": 4, "train": {"keep_best": "eval/loss"}}, "one evaluation"),
         ({"lora": LoraSettings(rank=2, targets=["no_such_layer"])}, "no_such_layer"),
         ({"lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other", sync_every=2)}, "follow an adapter"),
         ({"method": "iterative_dpo", "lora": LoraSettings(rank=2), "reference": ReferenceSettings(path="other")}, "never be read"),

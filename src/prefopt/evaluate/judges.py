@@ -11,6 +11,7 @@ import numpy as np
 from prefopt.errors import DataError, ModelError, OptionError
 from prefopt.evaluate import truth
 from prefopt.evaluate.bench import Answers, Bench
+from prefopt.settings import JudgeSettings
 from prefopt.stats.winrate import preference_scores
 from prefopt.types import Completion, as_answer
 from prefopt.world import panel
@@ -97,23 +98,34 @@ def named(bench: Bench) -> str:
     return "gold" if bench.rows and all(truth.known(row) for row in bench.requests()) else ""
 
 
+def check(settings: JudgeSettings) -> None:
+    """Refuse a judge that lacks an option.
+
+    Raises:
+        OptionError: with the option.
+    """
+    asked = "ai" if settings.by == "auto" and settings.url and not settings.path else settings.by
+    for name in _NEEDS.get(asked, ()):
+        if not getattr(settings, name):
+            raise OptionError(f"judge.by={asked} needs judge.{name}", where="judge", fix=_HOW[asked])
+
+
 def judge(bench: Bench, mine: Answers, theirs: Answers) -> Verdicts:
     """What the bench's judge says.
 
     Raises:
-        OptionError: the judge needs an option that is not given.
+        OptionError: as in `check`.
         DataError: the judge needs rows of the synthetic world.
     """
+    check(bench.judge)
     name = named(bench)
-    missing = {"reward": ("path", bench.judge.path), "ai": ("url", bench.judge.url)}.get(name)
-    if missing and not missing[1]:
-        raise OptionError(f"judge.by={name} needs judge.{missing[0]}", where="judge", fix=_HOW[name])
     if name in ("gold", "annotator") and not all(truth.known(row) for row in mine.rows):
         where = next(row.where for row in mine.rows if not truth.known(row))
         raise DataError(f"judge.by={name} needs rows of the synthetic world", where=where, fix="use judge.by=reward or judge.by=ai")
     return JUDGES[name](bench, mine, theirs)
 
 
+_NEEDS = {"reward": ("path",), "ai": ("url", "model")}
 _HOW = {
     "reward": "give judge.path=RM, a reward model's folder",
     "ai": "give judge.url=http://localhost:8000/v1 and judge.model=NAME",

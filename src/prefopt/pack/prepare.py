@@ -13,7 +13,7 @@ from prefopt.data.preflight import ALONE, CHUNKS, FITS, NO_PROMPT, SEEN_PROMPT, 
 from prefopt.data.read import read
 from prefopt.data.split import overlap, prompt_key, sides
 from prefopt.data.truncate import chunks, longest, truncate
-from prefopt.errors import DataError
+from prefopt.errors import DataError, OptionError
 from prefopt.pack.shelf import Shelf
 from prefopt.settings import DataSettings
 from prefopt.types import Example, TokenTree
@@ -32,7 +32,14 @@ class Prepared:
 
 
 def prepare(
-    settings: DataSettings, renderer: Renderer, *, data: str, max_length: int | None, seed: int, say: Callable[[str], object] | None = None
+    settings: DataSettings,
+    renderer: Renderer,
+    *,
+    data: str,
+    max_length: int | None,
+    room: int = 0,
+    seed: int,
+    say: Callable[[str], object] | None = None,
 ) -> Prepared:
     """Everything between `data.path` and the first batch.
 
@@ -41,14 +48,16 @@ def prepare(
         renderer: the model's.
         data: what the method learns from (`Method.data`).
         max_length: the model's longest sequence in tokens, None where it has none.
+        room: tokens of an answer that is still to be sampled, which belong to the longest sequence too.
         seed: of the split into training and held-out rows.
         say: is given the preflight's table, before the data are refused or accepted.
 
     Raises:
+        OptionError: settings that contradict each other, the method or the model.
         DataError: rows that cannot be read or do not fit the method, or data beyond a bound of the preflight.
     """
-    _check(settings, data)
-    preflight = Preflight(renderer, _limit(settings.max_length, max_length))
+    check(settings, data)
+    preflight = Preflight(renderer, _limit(settings.max_length, max_length, room))
     shelf = Shelf()
     prompts: list[bytes] = []  # what identifies the uncut prompt of each tree
     train = shelf.put(_trees(settings.path, prompts, settings, data, preflight))
@@ -69,24 +78,38 @@ def prepare(
     return Prepared(train, heldout, preflight)
 
 
-def _check(settings: DataSettings, data: str) -> None:
+def check(settings: DataSettings, data: str) -> None:
+    """Refuse settings that contradict each other or the method.
+
+    Raises:
+        OptionError: the first that does.
+    """
     if settings.truncation == "chunk" and data != "text":
-        what = f"data.truncation=chunk splits plain text, and this method learns from {data}, which no cut may part"
-        raise DataError(what, fix="use it with pretrain, or choose drop, prompt_left or completion_right")
+        what = f"chunk splits plain text, and this method learns from {data}, which no cut may part"
+        fix = "use it with pretrain, or choose drop, prompt_left or completion_right"
+        raise OptionError(what, where="data.truncation", fix=fix)
     if not 0 <= settings.eval_fraction < 1:
-        raise DataError(f"data.eval_fraction={settings.eval_fraction} is not in [0, 1)", fix="0.05 holds out a twentieth of the groups")
+        what, fix = f"{settings.eval_fraction:g} is not in [0, 1)", "0.05 holds out a twentieth of the groups"
+        raise OptionError(what, where="data.eval_fraction", fix=fix)
     if settings.eval_path is not None and settings.eval_fraction:
-        raise DataError("data.eval_path and data.eval_fraction are both set", fix="leave one out: held-out rows come from one place")
+        what, fix = "data.eval_path is set too", "leave one out: held-out rows come from one place"
+        raise OptionError(what, where="data.eval_fraction", fix=fix)
+    if settings.max_length is not None and settings.max_length < 2:
+        what = f"{settings.max_length} leaves no room for a prompt and an answer"
+        raise OptionError(what, where="data.max_length", fix="set it to the longest prompt + answer")
 
 
-def _limit(asked: int | None, model: int | None) -> int | None:
+def _limit(asked: int | None, model: int | None, room: int) -> int | None:
+    """Tokens a row may have, less the `room` for an answer that is still to be sampled."""
     if asked is not None and model is not None and asked > model:
-        raise DataError(
-            f"data.max_length={asked} is beyond the model's longest sequence, {model}", fix=f"set data.max_length={model} or less"
-        )
-    if asked is not None and asked < 2:
-        raise DataError(f"data.max_length={asked} leaves no room for a prompt and an answer", fix="set it to the longest prompt + answer")
-    return model if asked is None else asked
+        what = f"{asked} is beyond the model's longest sequence, {model}"
+        raise OptionError(what, where="data.max_length", fix=f"set it to {model} or less")
+    most = model if asked is None else asked
+    if most is not None and room >= most:
+        whose = "the model takes" if asked is None else "data.max_length is"
+        what = f"{room} new tokens leave no room for a prompt: {whose} {most} tokens"
+        raise OptionError(what, where="rollout.max_new_tokens", fix=f"lower it below {most}")
+    return None if most is None else most - room
 
 
 def _trees(path: str | list[str], prompts: list[bytes], settings: DataSettings, data: str, preflight: Preflight) -> Iterator[TokenTree]:

@@ -92,8 +92,7 @@ def describe(hint: Any) -> str:
     """A type in words: "a whole number of at least 1", "linear or cosine", "text, a list of text or null"."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [f"{_BOUNDS[k]} {v:g}" for m in args[1:] for k, v in dataclasses.asdict(m).items()]
-        return " ".join([describe(args[0]), " and ".join(bounds)]).strip()
+        return f"{describe(args[0])} {_bounds(hint)}".strip()
     if origin is Literal:
         return _either([str(a) for a in args])
     if origin in (Union, types.UnionType):
@@ -101,8 +100,13 @@ def describe(hint: Any) -> str:
     if origin in (list, dict):
         return f"a {'list' if origin is list else 'mapping'} of {' to '.join(map(describe, args))}"
     if origin is tuple:
-        return f"a list of {len(args)} numbers"
+        return f"a list of {len(args)} numbers {_bounds(args[0])}".strip()
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _bounds(hint: Any) -> str:
+    """What an annotation bounds, as in "above 0 and below 1"; "" where it bounds nothing."""
+    return " and ".join(f"{_BOUNDS[k]} {v:g}" for m in get_args(hint)[1:] for k, v in dataclasses.asdict(m).items())
 
 
 def found(value: Any) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from prefopt.errors import OptionError, did_you_mean
-from prefopt.pipeline import kinds
+from prefopt.pipeline import contradictions, kinds
 from prefopt.pipeline.check import check, check_keys, check_value, found, hints
 from prefopt.pipeline.kinds import MIX, SECTIONS, Kind
 from prefopt.pipeline.source import COMMAND_LINE, Key, Override, Source, parse_override
@@ -102,12 +102,14 @@ def build(source: Source, overrides: Iterable[Override] = ()) -> Recipe:
     stages = [_head(source, i) for i in places]
     _check_names(source, stages)
     _apply_defaults(source, stages)
-    for override in sorted(overrides, key=lambda one: one.key[-1] != "loss"):  # first what says which options there are
+    for override in sorted(overrides, key=_decides_nothing):  # first what says which options and sections there are
         stages = [_head(source, i) for i in places]
         _apply(source, stages, override)
     stages = [_head(source, i) for i in places]
     checked = [_stage(source, i, head.name, head.kind) for i, head in enumerate(stages)]
     _check_references(source, checked, [head.kind for head in stages])
+    for i, stage in enumerate(checked):
+        _check_together(source, ("stages", i), stage, checked[:i])
     return Recipe(Path(source.name).stem, tuple(checked))
 
 
@@ -191,10 +193,10 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
     by_name = {stage.name: i for i, stage in enumerate(stages)}
     if override.key[-1] in _OWN_KEYS:
         raise OptionError("a stage's kind and name are the recipe's", where=f"{override.origin}: {override.dotted}", fix="edit the recipe")
-    if head in by_name and rest and not _of_section(stages, override.key):
+    readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
+    if head in by_name and rest and not readers:  # where some stage reads it, `reward` is the section, not the method
         source.put(("stages", by_name[head], *rest), override.value, override.origin)
         return
-    readers = [i for i, stage in enumerate(stages) if _reads(stage.kind, override.key)]
     if not readers:
         raise _unread(stages, override)
     free = [i for i in readers if not _wired(source, i, override.key)]
@@ -209,10 +211,9 @@ def _apply(source: Source, stages: Sequence[_Head], override: Override) -> None:
         source.put(("stages", i, *override.key), override.value, override.origin)
 
 
-def _of_section(stages: Sequence[_Head], key: Key) -> bool:
-    """Whether a key is one of a section's that some stage reads, though a stage has the section's name (`reward` is a method too)."""
-    section, name, *deeper = map(str, key)
-    return not deeper and any(section in stage.kind.sections and name in _keys(stage.kind, section) for stage in stages)
+def _decides_nothing(override: Override) -> bool:
+    """Whether what a stage reads does not depend on it."""
+    return override.key[-1] != "loss" and MIX not in override.key
 
 
 def _reads(kind: Kind, key: Sequence[str]) -> bool:
@@ -270,20 +271,16 @@ def _stage(source: Source, i: int, name: str, kind: Kind) -> Stage:
     given = {s: {**kind.presets.get(s, {}), **v} if isinstance(v, dict) else v for s, v in given.items()}
     sections = {s: check(kind.sections[s], v, source, (*key, s), s) for s, v in given.items()}
     mix = _mix(source, (*key, MIX), _section(values, MIX))
-    if kind.name not in kinds.KINDS:
-        _check_method(source, key, kind.name, options, mix)
     return Stage(kind=kind.name, name=name, sections=sections, options=options, mix=mix)
 
 
-def _check_method(source: Source, key: Key, name: str, options: Mapping[str, Any], mix: Mapping[str, float]) -> None:
-    """What the method itself says of its options' values (domains, what may be mixed in), with the place in the recipe."""
-    from prefopt.losses.methods import METHODS
-
+def _check_together(source: Source, key: Key, stage: Stage, before: Sequence[Stage]) -> None:
+    """Whether a stage's settings go together, with the place in the recipe where they do not."""
     try:
-        METHODS[name].check_options(options, mix)
+        contradictions.check(stage, before)
     except OptionError as error:
         place = tuple(error.where.split(".")) if error.where else ()
-        raise OptionError(error.what, where=f"{source.at((*key, *place))}: {error.where or name}", fix=error.fix) from None
+        raise OptionError(error.what, where=f"{source.at((*key, *place))}: {error.where or stage.kind}", fix=error.fix) from None
 
 
 def _section(values: Mapping[str, Any], section: str) -> Any:

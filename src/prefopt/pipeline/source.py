@@ -166,7 +166,7 @@ def parse_override(argument: str) -> Override:
             fix="options are written key=value, as in train.steps=100 or beta=0.1",
         )
     if not text.strip():
-        raise OptionError("no value after '='", where=f"{COMMAND_LINE}: {dotted}", fix="write null to take the default")
+        raise OptionError("no value after '='", where=f"{COMMAND_LINE}: {dotted}", fix="give a value, or leave the option out")
     if text[0] in "[{'\"":
         return Override(parts, parse(text, f"{COMMAND_LINE}: {dotted}").values)
     for pattern, convert in _SCALARS.values():

@@ -11,27 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefopt.errors import OptionError, did_you_mean
+from prefopt.errors import OptionError
 from prefopt.pipeline import record, rows
+from prefopt.pipeline.contradictions import setup_of
 from prefopt.pipeline.create import create as create_model
-from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions, RowsSettings
+from prefopt.pipeline.kinds import CreateOptions, EvaluateOptions, LabelOptions, RowsSettings, ScoreOptions
 from prefopt.pipeline.lineage import HELDOUT, training
 from prefopt.pipeline.recipe import Stage
 from prefopt.pipeline.run import Context, Done
-from prefopt.settings import RewardSettings
+from prefopt.settings import ModelSettings, RewardSettings
 
 if TYPE_CHECKING:
     from prefopt.losses.methods import Method
     from prefopt.pack.prepare import Prepared
-    from prefopt.settings import ModelSettings
     from prefopt.training.monitor import Monitor
     from prefopt.types import Example, TokenTree
 
 _SHOWN_TREES = 6
 SCALED_ON = 500
 """Training rows by which a reward model's outputs are normalised where nothing is held out."""
-SETUP = ("train", "lora", "heads", "reference", "rollout", "online", "kl", "critic")
-"""Sections that a training run is set up with."""
 
 
 def train(stage: Stage, folder: Path, context: Context) -> Done:
@@ -41,24 +39,20 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
     from prefopt.rollout.rewards import build as build_reward
     from prefopt.training import distributed
     from prefopt.training.fit import fit
-    from prefopt.training.setup import Setup
 
     distributed.start()  # before a model is loaded, which goes to this process's own device
     settings, method = stage.sections, METHODS[stage.kind]
     data, seed = settings["data"], settings["train"].seed
     model = _to_train(stage)
     room = settings["rollout"].max_new_tokens if method.online else 0
-    limit = _limit(model.max_length, room)
     reward = build_reward(settings["reward"], max_new_tokens=room) if method.online else None
-    prepared = prepare(data, model.renderer, data=method.data, max_length=limit, seed=seed, say=context.say)
+    prepared = prepare(data, model.renderer, data=method.data, max_length=model.max_length, room=room, seed=seed, say=context.say)
     record.write_json(folder / "preflight.json", prepared.preflight.to_dict())
     record.write_text(folder / "tokens.json", json.dumps([shown(model.renderer, tree) for tree in prepared.train[:_SHOWN_TREES]]))
     if prepared.heldout:
         record.write_text(folder / HELDOUT, "".join(f"{tree.where}\n" for tree in prepared.heldout))
-    given = {name: settings[name] for name in SETUP if name in settings}
-    setup = Setup(method=stage.kind, options=stage.options, mix=stage.mix, pairs=data.pairs, **given)
     watch = [_monitor(stage, prepared, folder, context)] if method.online else []
-    result = fit(setup, model, prepared, out=folder, track=settings["track"], reward=reward, watch=watch)
+    result = fit(setup_of(stage), model, prepared, out=folder, track=settings["track"], reward=reward, watch=watch)
     if method.reads == "scores":
         _examine(model, method, prepared, seed, folder, context)
     facts = {
@@ -70,14 +64,6 @@ def train(stage: Stage, folder: Path, context: Context) -> Done:
         "metrics": result.metrics,
     }
     return Done({"model": "model"}, facts, f"{result.steps} steps, {_headline(result.metrics)}")
-
-
-def _limit(most: int | None, room: int) -> int | None:
-    """Tokens a prompt may have in a model that takes `most`, where `room` of them are for an answer that is still to be sampled."""
-    if most and room >= most:
-        what = f"{room} new tokens leave no room for a prompt: the model takes {most} tokens"
-        raise OptionError(what, where="rollout.max_new_tokens", fix=f"lower it below {most}")
-    return most - room if most else None
 
 
 def _monitor(stage: Stage, prepared: Prepared, folder: Path, context: Context) -> Monitor:
@@ -205,8 +191,8 @@ def write_scores(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
     """Score every completion of every row and write one row each; the facts and a line to print."""
     if stage.sections["reward"] != RewardSettings():
         return _write_rewards(stage, path)
-    model, reference = open_model(stage.sections["model"]), stage.options["reference"]
-    solution = stage.options["solution"]
+    model = open_model(stage.sections["model"])
+    reference, beta, solution = (stage.options[name] for name in ("reference", "beta", "solution"))
     if solution is not None and not getattr(getattr(model, "reading", None), "solution", ""):
         what = "solution says how the steps of a solution become one score, and this is no process reward model"
         raise OptionError(what, where="solution", fix="leave solution out")
@@ -214,10 +200,12 @@ def write_scores(stage: Stage, path: Path) -> tuple[dict[str, Any], str]:
         model.reading = replace(model.reading, solution=solution)
     if reference is not None and hasattr(model, "score"):
         raise OptionError("a reward model is measured against no reference", where="reference", fix="leave reference out")
+    if beta != ScoreOptions().beta and hasattr(model, "score"):
+        raise OptionError("a reward model's scores are multiplied by nothing", where="beta", fix="leave beta out")
     other = open_model(stage.sections["model"], kind="policy", path=reference) if reference else None
     examples = _read(stage.sections["data"])
     with record.writing(path):
-        written = rows.write_rows(path, rows.scored(examples, model, reference=other, beta=stage.options["beta"]))
+        written = rows.write_rows(path, rows.scored(examples, model, reference=other, beta=beta))
     return {"rows": written}, f"{written} rows scored"
 
 
@@ -279,7 +267,7 @@ def evaluate(stage: Stage, folder: Path, context: Context) -> Done:
         out=folder,
         say=context.say,
         data_sha256=record.digest([record.digest_path(path) for path in files]),
-        open=lambda path: open_model(settings, path=path),
+        open=lambda path: open_model(ModelSettings(path=path, dtype=settings.dtype)),
         training=training(paths),
         seen=options.seen,
         harm=options.harm,
@@ -299,11 +287,7 @@ def gate(stage: Stage, folder: Path, context: Context) -> Done:
     from prefopt.pipeline import gate as gates
 
     policy = gates.read_policy(Path(stage.options["policy"]) if stage.options["policy"] else None)
-    names = stage.options["stages"]
-    unknown = next((name for name in names if name not in context.before), None)
-    if unknown is not None:
-        raise OptionError(f"no stage before it is called '{unknown}'", where="stages", fix=did_you_mean(unknown, context.before))
-    outcome = gates.decide(context.run, policy, names=names, before=context.before, write=folder / "gate.json")
+    outcome = gates.decide(context.run, policy, names=stage.options["stages"], before=context.before, write=folder / "gate.json")
     return Done({"verdict": "gate.json"}, {"verdict": outcome.verdict}, "\n".join(gates.lines(outcome)))
 
 

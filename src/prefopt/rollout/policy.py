@@ -19,6 +19,7 @@ from prefopt.model.reading import KEY, Floats, Reading, of_solution
 from prefopt.model.selfcheck import SelfCheck, self_check
 from prefopt.pack.plan import micro_batches
 from prefopt.pack.tree import Pairs, pack, pad
+from prefopt.rollout.sampler import check_engine
 from prefopt.settings import ModelSettings, RolloutSettings
 from prefopt.text.chat import Renderer
 from prefopt.types import Batch, Completion, Example, Message, TokenTree, as_text
@@ -177,14 +178,14 @@ class Policy(LanguageModel):
         """What completes this policy's prompts: the engine that the settings name. `chat` says that answers are turns of a conversation.
 
         Raises:
-            OptionError: the engine is not installed, or a server without an address.
+            OptionError: the engine is not installed, or settings that it does not read.
         """
+        check_engine(settings)
         stops, decode = self.stop_ids, self.renderer.answer if chat else self.renderer.decode
         if settings.engine == "server":
             from prefopt.rollout.server import ServerSampler
 
-            if settings.url is None:
-                raise OptionError("a server without an address", where="rollout.url", fix="give rollout.url=http://127.0.0.1:8000/v1")
+            assert settings.url is not None
             return ServerSampler(settings.url, stops, decode, self.max_length, folder=settings.folder)
         if settings.engine == "vllm":
             from prefopt.rollout.vllm import VllmSampler
@@ -199,8 +200,6 @@ class Policy(LanguageModel):
         """Completions with token ids and log-probs."""
         if settings.folder is not None:
             raise OptionError("only training gives a server new weights", where="rollout.folder", fix="leave it out")
-        if settings.url is not None and settings.engine != "server":
-            raise OptionError("read by rollout.engine=server alone", where="rollout.url", fix="set it, or leave the url out")
         rows = [_row(prompt) for prompt in prompts]
         sampler = self.sampler(settings, chat=not all(isinstance(row.prompt, str) for row in rows))
         return sampler.sample([self.renderer.prompt_ids(row.prompt, row.tools) for row in rows], settings)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from prefopt.errors import DataError, OptionError
-from prefopt.settings import RolloutSettings
+from prefopt.settings import RolloutSettings, changed
 from prefopt.types import IntArray
 
 BLOCK = 128
@@ -67,6 +67,24 @@ def check_prompts(prompts: Sequence[IntArray], settings: RolloutSettings, limit:
                 f"prompt {place + 1} has {len(prompt)} tokens, with {settings.max_new_tokens} new ones more than the model's {limit}",
                 fix="Lower rollout.max_new_tokens or leave the prompt out.",
             )
+
+
+READERS = {"url": "server", "folder": "server", "timeout": "server", "retries": "server", "memory": "vllm"}
+"""Setting -> the one engine that reads it."""
+
+
+def check_engine(settings: RolloutSettings) -> None:
+    """Refuse settings that the engine does not read, and one that it lacks.
+
+    Raises:
+        OptionError: the first of them.
+    """
+    for name in changed(settings, *READERS):
+        if settings.engine != READERS[name]:
+            fix = f"set it, or leave rollout.{name} out"
+            raise OptionError(f"read by rollout.engine={READERS[name]} alone", where=f"rollout.{name}", fix=fix)
+    if settings.engine == "server" and settings.url is None:
+        raise OptionError("a server without an address", where="rollout.url", fix="give rollout.url=http://127.0.0.1:8000/v1")
 
 
 def refuse_constraints(settings: RolloutSettings) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from prefopt.errors import OptionError
 from prefopt.losses.online import Online
-from prefopt.settings import CriticSettings, HeadSettings, KLSettings, OnlineSettings
+from prefopt.rollout.sampler import check_engine
+from prefopt.settings import CriticSettings, HeadSettings, KLSettings, OnlineSettings, TrainSettings
 from prefopt.training import distributed
 
 if TYPE_CHECKING:
@@ -33,6 +34,23 @@ def check_shard(setup: Setup) -> None:
         raise OptionError("does not work with train.shard", where=option, fix="leave one of the two out")
 
 
+def check_evaluations(train: TrainSettings, *, heldout: bool) -> None:
+    """Refuse evaluations that have nothing to judge by or to choose from; `heldout` says whether rows are held out.
+
+    Raises:
+        OptionError: the first such option.
+    """
+    best, every = train.keep_best, train.eval_every
+    if (best or every) and not heldout:
+        where = "train.keep_best" if best else "train.eval_every"
+        raise OptionError("there is no held-out data to judge by", where=where, fix="set data.eval_path or data.eval_fraction")
+    if train.patience and not (best and every):
+        raise OptionError("patience needs a metric and evaluations", where="train.patience", fix="set train.keep_best and train.eval_every")
+    if best and not every:
+        what, fix = "one evaluation, at the end, is no choice", "set train.eval_every, or leave train.keep_best out"
+        raise OptionError(what, where="train.keep_best", fix=fix)
+
+
 def check_heads(setup: Setup) -> None:
     """Refuse options of a reward model's outputs that nothing would read.
 
@@ -50,6 +68,8 @@ def check_heads(setup: Setup) -> None:
         what = "attributes are weighed, they are no ensemble" if heads.attributes else "one head is no ensemble"
         fix = "leave heads.bag, heads.rule and heads.k out" + ("" if heads.attributes else ", or set heads.count")
         raise OptionError(what, where="heads", fix=fix)
+    if heads.k != plain.k and heads.rule != "lower_bound":
+        raise OptionError("read by heads.rule=lower_bound alone", where="heads.k", fix="set it, or leave heads.k out")
 
 
 def check_online(setup: Setup, online: Online) -> None:
@@ -58,6 +78,7 @@ def check_online(setup: Setup, online: Online) -> None:
     Raises:
         OptionError: the first that is wrong.
     """
+    check_engine(setup.rollout)
     for wrong, where, what, fix in (*_samples(setup, online), *_engine(setup), *_penalty(setup, online), *_rest(setup, online)):
         if wrong:
             raise OptionError(what, where=where, fix=fix)
@@ -92,11 +113,8 @@ def _samples(setup: Setup, online: Online) -> Iterator[Wrong]:
 
 def _engine(setup: Setup) -> Iterator[Wrong]:
     rollout = setup.rollout
-    served = rollout.engine == "server"
     what, fix = "the server has to be given new weights, and nothing says where it reads them", "name the folder that it serves"
-    yield served and rollout.folder is None, "rollout.folder", what, fix
-    yield rollout.folder is not None and not served, "rollout.folder", "read by rollout.engine=server alone", "leave it out"
-    yield rollout.url is not None and not served, "rollout.url", "read by rollout.engine=server alone", "set it, or leave the url out"
+    yield rollout.engine == "server" and rollout.folder is None, "rollout.folder", what, fix
     what = "an engine of its own is given whole models, not adapters"
     yield rollout.engine != "local" and setup.lora.rank > 0, "lora.rank", what, "sample with rollout.engine=local, or train all weights"
 

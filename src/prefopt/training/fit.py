@@ -30,6 +30,7 @@ from prefopt.rollout.policy import LanguageModel
 from prefopt.rollout.rewards import Reward
 from prefopt.settings import TrackSettings, deciding
 from prefopt.training import checkpoint, distributed, shard
+from prefopt.training.checks import check_evaluations
 from prefopt.training.job import Job
 from prefopt.training.loop import NotFinite, train_step
 from prefopt.training.lora import merged
@@ -422,7 +423,6 @@ def _require_room(model: LanguageModel, out: Path) -> None:
 
 
 def _check(setup: Setup, data: Prepared) -> None:
-    train = setup.train
     if not data.train:
         raise OptionError("no rows are left to train on", where="data.path", fix="see the preflight table for why they were dropped")
     every = Chain(data.train, data.heldout)
@@ -439,11 +439,7 @@ def _check(setup: Setup, data: Prepared) -> None:
     if turned is not None:
         what = f"{setup.method} form=scaled counts a preference `margin` times, which cannot be {turned.margin:g}"
         raise DataError(what, where=turned.where, fix="exchange chosen and rejected where the margin is negative, or set form=soft")
-    if (train.keep_best or train.eval_every) and not data.heldout:
-        where = "train.keep_best" if train.keep_best else "train.eval_every"
-        raise OptionError("there is no held-out data to judge by", where=where, fix="set data.eval_path or data.eval_fraction")
-    if train.patience and not (train.keep_best and train.eval_every):
-        raise OptionError("patience needs a metric and evaluations", where="train.patience", fix="set train.keep_best and train.eval_every")
+    check_evaluations(setup.train, heldout=bool(data.heldout))
 
 
 def _plain(setup: Setup) -> dict[str, Any]:

@@ -136,6 +136,8 @@ class Setup:
         METHODS[self.method].check_options(self.options, self.mix)
         if self.row.data == "judgements" and self.pairs != "all":
             raise OptionError(f"{self.method} learns from every pair, ties among them", where="data.pairs", fix="leave data.pairs out")
+        if self.pairs != "all" and "pair" not in self.row.units:
+            raise OptionError(f"{self.method} takes no pairs from rankings", where="data.pairs", fix="leave data.pairs out")
         if self.row.coupling == "mismatched_kl" and self.train.batch_size < 2:
             what = f"{self.method} measures how far the policy has gone on prompts with other rows' completions, and a step has one row"
             raise OptionError(what, where="train.batch_size", fix="set train.batch_size to 8 or more")

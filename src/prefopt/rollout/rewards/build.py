@@ -15,8 +15,18 @@ def build(settings: RewardSettings, *, max_new_tokens: int | None = None) -> Sum
     """The reward that the settings describe; `max_new_tokens` is the limit the answers are sampled under.
 
     Raises:
-        OptionError: no source is named, two have one name, or a weight is for none of them.
+        OptionError: as in `sources` and `penalties`.
         RewardError, ModelError: a source cannot be opened.
+    """
+    found = penalties(settings, max_new_tokens)
+    return Sum({name: make() for name, make in sources(settings).items()}, settings.weights, found)
+
+
+def sources(settings: RewardSettings) -> dict[str, Callable[[], Reward]]:
+    """What opens each source that is named.
+
+    Raises:
+        OptionError: no source is named, two have one name, a weight is for none of them, or nothing would read a setting.
     """
     makers = _makers(settings)
     if not makers:
@@ -29,7 +39,7 @@ def build(settings: RewardSettings, *, max_new_tokens: int | None = None) -> Sum
     for name in settings.weights:
         if name not in makers:
             raise OptionError("a weight for a source that is not named", where=f"reward.weights.{name}", fix=did_you_mean(name, makers))
-    return Sum({name: make() for name, make in makers.items()}, settings.weights, _penalties(settings, max_new_tokens))
+    return makers
 
 
 def _makers(settings: RewardSettings) -> dict[str, Callable[[], Reward]]:
@@ -76,7 +86,12 @@ def _verifier(name: str, settings: RewardSettings) -> Reward:
     return makers[name]()
 
 
-def _penalties(settings: RewardSettings, max_new_tokens: int | None) -> dict[str, Penalty]:
+def penalties(settings: RewardSettings, max_new_tokens: int | None) -> dict[str, Penalty]:
+    """What is taken off, by name.
+
+    Raises:
+        OptionError: the soft overlong penalty has no limit, or one within its buffer.
+    """
     found: dict[str, Penalty] = {}
     if settings.length_penalty:
         found["length_penalty"] = length_penalty(settings.length_penalty)
