@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 
 from prefopt.errors import DataError, OptionError, RewardError, TrainingError
 from prefopt.pipeline import kinds, record, stages
@@ -235,7 +236,7 @@ def test_a_stage_never_clears_what_it_reads(where: str, replace: bool | None, ca
 
 EVALUATE = {"kind": "evaluate", "model": {"path": "hub"}, "data": {"path": "hub"}}
 SCORE = {"kind": "score", "model": {"path": "hub"}, "data": {"path": "hub"}}
-GRPO = {"kind": "grpo", "model": {"path": "hub"}, "data": {"path": "hub"}}
+GRPO = {"kind": "grpo", "model": {"path": "hub"}, "data": {"path": "hub"}, "reward": {"url": "http://a"}}
 PPO = {**GRPO, "kind": "ppo"}
 READ = {
     "ModelSettings.path": (GRPO, "model.path"),
@@ -291,11 +292,13 @@ def test_a_stage_runs_again_when_what_a_setting_names_has_changed(
     named: Any = "named.py:f" if key.endswith(("function", "evaluator")) else ["named.py"] if key in ("members", "tasks") else "named.py"
 
     def once() -> None:
-        stage = single(copy.deepcopy(given), [Override(tuple(key.split(".")), named)])
+        before = [{"name": "before", **EVALUATE}] if given["kind"] == "gate" else []  # it reads an evaluation
+        recipe = yaml.safe_dump({"stages": [*before, copy.deepcopy(given)]})
+        stage = build(parse(recipe, "r.yaml"), [Override((given["kind"], *key.split(".")), named)]).stages[-1]
         run_stage(stage, Path("one"), Finished(), Context(Path("one"), (), lambda line: None))
 
     for text, ran in (("a", 1), ("a", 1), ("b", 2)):
-        Path("named.py").write_text(text)
+        Path("named.py").write_text(f"rules: [{{metric: refusal, at_least: 0.5}}]  # {text}\n")
         once()
         assert len(calls) == ran
 
@@ -336,7 +339,7 @@ def mend() -> None:
 
 
 @pytest.mark.parametrize("replace", [None, False])
-@pytest.mark.parametrize("setting", ["", "reward.url=http://b", "reward.timeout=60", "train.save_every=5", "monitor.every=3"])
+@pytest.mark.parametrize("setting", ["", "reward.url=http://b", "reward.timeout=60", "train.save_every=5", "monitor.audit_every=3"])
 def test_a_training_goes_on_with_a_mended_reward(setting: str, replace: bool | None, training: Callable[..., list[str]]) -> None:
     if not setting:
         mend()
