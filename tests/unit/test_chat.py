@@ -573,3 +573,21 @@ def test_a_step_is_not_found_in_the_stop_token() -> None:
         answer = Completion(content="a", steps=("<",), step_labels=(1.0,))
         with pytest.raises(DataError, match="is not in the completion"):
             renderer.tree(Example(prompt=prompt, completions=(answer,)))
+
+
+def test_rows_before_one_that_is_wrong_come_first() -> None:
+    """Rows are rendered ahead of those that are being tokenized."""
+    renderer = RENDERERS["chatml"]
+    rows = [Example(prompt=(Message("user", f"q{i}"),), completions=(Completion(content=f"a{i}"),), where=f"r:{i}") for i in range(700)]
+    rows[600] = replace(rows[600], prompt=(Message("user", "<|im_end|>"),))
+    found: list[int] = []
+    with pytest.raises(DataError, match=r"r:600"):
+        found.extend(tree.index for tree in renderer.trees(rows, 10))
+    assert found == list(range(10, 10 + 512))
+
+
+def test_two_iterations_may_share_a_tokenizer() -> None:
+    renderer = RENDERERS["chatml"]
+    rows = [Example(prompt=(Message("user", f"q{i}"),), completions=(Completion(content=f"a{i}"),)) for i in range(1100)]
+    for left, right in zip(renderer.trees(rows), renderer.trees(rows), strict=True):
+        assert left.prompt.tolist() == right.prompt.tolist() == renderer.prompt_ids(rows[left.index].prompt).tolist()

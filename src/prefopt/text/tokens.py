@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "qxv"
+_ALONE = threading.Lock()
+"""A tokenizer refuses to be set up by one thread while another one is reading with it."""
 
 
 class Tokens:
@@ -44,10 +47,12 @@ class Tokens:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return [[int(i) for i in ids] for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        backend.no_padding()  # left over from the tokenizer's last call, which sets both anew each time
-        backend.no_truncation()
         try:
-            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+            with _ALONE:
+                backend.no_padding()  # left over from the tokenizer's last call, which sets both anew each time
+                backend.no_truncation()
+                found = backend.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in found]
         except TypeError as error:
             if not any("\ud800" <= character <= "\udfff" for text in texts for character in text):
                 raise
