@@ -149,6 +149,15 @@ def test_how_often_a_ratio_is_clipped(
     assert [share.total / share.count for share in shares] == [low, high, low + high]
 
 
+@pytest.mark.parametrize("monitored", [False, True])
+def test_rewards_of_a_loss_without_a_reference_do_not_depend_on_who_watches(monitored: bool) -> None:
+    row = METHODS["online_dpo"].using({"loss": "simpo"})
+    view = probe(reference=monitored)
+    chosen = float(row.metrics(view, {"loss": "simpo"})["rewards/chosen"].total)
+    expected = row.metrics(probe(reference=False), {"loss": "simpo"})["rewards/chosen"].total
+    assert chosen == pytest.approx(float(expected))
+
+
 def test_an_ensembles_rank_without_rankings_adds_nothing() -> None:
     """A rank with fewer passes than another reads batches of which nothing is learned."""
     view = replace(probe(), scores_S=torch.zeros(2, 3))
