@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from prefopt.errors import ModelError
-from prefopt.model.forward import base_of, evaluating
+from prefopt.model.forward import base_of, evaluating, limit_of
 from prefopt.model.room import free_memory
 from prefopt.rollout import decoding
 from prefopt.rollout.constrain import Constraint, Vocabulary, constraint, stopper
@@ -51,7 +51,7 @@ class LocalSampler:
             ModelError: a batch that cannot fit in memory.
             OptionError: a constraint that cannot be used.
         """
-        check_prompts(prompts, settings, getattr(base_of(self.model).config, "max_position_embeddings", None))
+        check_prompts(prompts, settings, limit_of(self.model))
         found: dict[Job, Sample] = {}
         decode: decoding.Decode | None = None
         with torch.no_grad(), evaluating(self.model):
@@ -102,7 +102,7 @@ class LocalSampler:
 
     def _check_memory(self, decode: decoding.Decode, prompts: Sequence[IntArray], jobs: list[Job], room: int) -> None:
         """The keys and values of the first batch, the longest, fit; a lower bound, as they are not all a batch needs."""
-        config = base_of(self.model).config
+        config = base_of(self.model).config.get_text_config()
         layers, heads = (getattr(config, name, None) for name in ("num_hidden_layers", "num_attention_heads"))
         if not layers or not heads:
             return

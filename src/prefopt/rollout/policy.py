@@ -69,7 +69,7 @@ class LanguageModel:
         """The bytes of the model's tokens."""
         from prefopt.rollout.constrain import Vocabulary
 
-        return Vocabulary(self.tokenizer, base_of(self.model).config.vocab_size)
+        return Vocabulary(self.tokenizer, base_of(self.model).config.get_text_config().vocab_size)
 
     def check(self, trees: Sequence[TokenTree]) -> SelfCheck:
         """Which layout this model takes, found out on real rows."""
