@@ -79,7 +79,7 @@ CONCERNS: Mapping[str, tuple[str, ...]] = {
     "training/coupling.py": (*LOOP, "tests/e2e/test_distributed.py"),
     "training/optim.py": ("tests/unit/test_optim.py", *LOOP),
     "training/online.py": ("tests/unit/test_online.py", "tests/unit/test_server_training.py", *GOLDEN),
-    "training/rounds.py": ("tests/unit/test_online.py", "tests/exact/test_verify.py", *GOLDEN),
+    "training/rounds.py": ("tests/unit/test_online.py", "tests/unit/test_server_training.py", "tests/exact/test_verify.py", *GOLDEN),
     "training/setup.py": ("tests/unit/test_online.py", *LOOP),
     "training/loop.py": (*LOOP, "tests/unit/test_online.py", "tests/e2e/test_distributed.py"),
     "training/job.py": (*LOOP, "tests/unit/test_online.py", "tests/e2e/test_distributed.py"),

@@ -28,6 +28,7 @@ from prefopt.pack.tree import pack
 from prefopt.rollout.rewards import Rolled, Verdict
 from prefopt.rollout.sampler import Sample
 from prefopt.settings import CriticSettings, KLSettings, LoraSettings, OnlineSettings, ReferenceSettings, TrainSettings
+from prefopt.stats import clustered_mean
 from prefopt.training import fit as fitting
 from prefopt.training import online as stream
 from prefopt.training.critic import build_critic
@@ -275,6 +276,19 @@ def test_a_budget_is_kept_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found.steps == len(held)
 
 
+def test_the_kl_of_the_end_is_that_of_four_rounds(tmp_path: Path, monkeypatch: Any) -> None:
+    measured: list[int] = []
+    real = stream.Rounds._kl
+
+    def noted(self: Any, groups: Sequence[Group]) -> tuple[float, float]:
+        measured.append(len(groups))
+        return real(self, groups)
+
+    monkeypatch.setattr(stream.Rounds, "_kl", noted)
+    run(tmp_path, "rloo", rows=32, train={"steps": 2, "batch_size": 4}, kl=KLSettings(budget=50.0), online=OnlineSettings(prompts=4))
+    assert measured == [16]
+
+
 def test_a_budget_that_cannot_be_kept_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(KLBudget, "MOST", 1.0)
     train = {"steps": 60, "batch_size": 8, "learning_rate": 2e-2, "schedule": "constant"}
@@ -340,9 +354,13 @@ def test_where_the_penalty_goes() -> None:
     assert (white.mean().item(), white.var().item()) == pytest.approx((0, 1), abs=1e-6)
     assert made("loss").divergence_of_answers() is None
     exact = [{**part, "kl": np.array(kl)} for part, kl in zip(DRIFTS, ([0.1, 0.2], [0.5], [0.0, 1.0, 2.0]), strict=True)]
-    found_S = Made(GROUPS, exact, 2.0, KLSettings(), OnlineSettings()).divergence_of_answers()
+    known = Made(GROUPS, exact, 2.0, KLSettings(), OnlineSettings())
+    found_S = known.divergence_of_answers()
     assert found_S is not None
     assert found_S.tolist() == pytest.approx([0.3, 0.5, 3.0])
+    together = clustered_mean([0.3, 0.5, 3.0], [0, 0, 1])
+    assert known.divergence() == pytest.approx((together.value, together.std_error))
+    assert together.std_error != pytest.approx(clustered_mean([0.3, 0.5, 3.0], [0, 1, 2]).std_error, rel=0.05)
 
 
 def test_trees_of_a_round_survive_being_stored() -> None:
